@@ -13,7 +13,7 @@ use trust::{AssociatedData, KeyRing};
 
 use crate::support::erasure::{erase, with_receipts};
 use crate::support::program::{signal, start_worker};
-use crate::support::search::memory_has;
+use crate::support::search::{bytes, memory_has};
 
 const PERSON: i32 = 77_003;
 /// The first of the others, of whom there are as many as it takes.
@@ -43,14 +43,14 @@ fn worker(fixture: &Fixture) -> (Child, u32) {
     (worker, pid)
 }
 
-/// Has the worker write values of the person until its memory has these bytes.
-async fn assert_comes_into(pid: u32, fixture: &Fixture, user: i32, bytes: &[u8], is_sensitive: bool) {
+/// Has the worker write values of a user until its memory has these bytes.
+async fn assert_comes_into(pid: u32, fixture: &Fixture, user: i32, wanted: &[u8], is_sensitive: bool) {
     let number = Cell::new(0);
     eventually("the memory has it", async || {
         number.set(number.get() + 1);
         fixture.publish([context(user, number.get(), is_sensitive)]).await;
         fixture.drained::<ContextWriter>().await;
-        memory_has(pid, bytes).then_some(())
+        memory_has(pid, wanted).then_some(())
     })
     .await;
 }
@@ -60,8 +60,7 @@ async fn data_key(fixture: &Fixture) -> Vec<u8> {
     let mut key_store = store::connect(&fixture.settings.keys.url).await.expect("the key store");
     let select = format!("encode(wrapped, 'hex') FROM data_keys WHERE user_id = {PERSON} AND version = 1");
     let digits = lines_on(&mut key_store, &select).await.remove(0);
-    let byte = |at: usize| u8::from_str_radix(&digits[at..at + 2], 16).expect("a byte");
-    let wrapped: Vec<u8> = (0..digits.len()).step_by(2).map(byte).collect();
+    let wrapped = bytes(&digits);
     let ring = KeyRing::parse(&SecretString::from(KEK_RING)).expect("a ring");
     let aad = AssociatedData::DataKey { user: UserId::new(PERSON).expect("an id"), version: 1 };
     ring.get("kek", 1).expect("a key").open(&wrapped, aad).expect("the data key").to_vec()

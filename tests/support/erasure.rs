@@ -193,11 +193,7 @@ pub async fn messages_of(fixture: &Fixture, user: i32) -> Vec<String> {
 
 /// The files of a folder that have a text.
 pub fn files_with(folder: &Path, text: &str) -> Vec<PathBuf> {
-    let has = |file: &PathBuf| {
-        std::fs::read(file)
-            .is_ok_and(|content| content.windows(text.len()).any(|part| part == text.as_bytes()))
-    };
-    super::archives::files(folder).into_iter().filter(has).collect()
+    super::search::files_with(folder, text.as_bytes())
 }
 
 /// Runs `memfleet audit verify`, which must find nothing.

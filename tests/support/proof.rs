@@ -22,7 +22,7 @@ use super::erasure::{rows_with, tables, with_receipts};
 use super::memories::{Memories, index, memory};
 use super::privacy::fill;
 use super::retention::{cleaner, sweep_all};
-use super::search::{analyze_database, broker_folder, database_folder, files_with, rewrite_database};
+use super::search::{analyze_database, broker_folder, bytes, database_folder, files_with, rewrite_database};
 use super::sync::Sync;
 
 /// The person who is erased.
@@ -349,11 +349,6 @@ fn user_of(line: &str) -> Option<i32> {
 
 fn tenant_of(point: &RetrievedPoint) -> String {
     point.payload.get("tenant").and_then(|value| value.as_str()).expect("a tenant").to_owned()
-}
-
-fn bytes(digits: &str) -> Vec<u8> {
-    let byte = |at: usize| u8::from_str_radix(&digits[at..at + 2], 16).expect("a byte");
-    (0..digits.len()).step_by(2).map(byte).collect()
 }
 
 fn text(files: Vec<PathBuf>) -> Vec<String> {

@@ -24,6 +24,12 @@ fn files(folder: &Path) -> Vec<PathBuf> {
     paths.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
 }
 
+/// The bytes that these hexadecimal digits stand for.
+pub fn bytes(digits: &str) -> Vec<u8> {
+    let byte = |at: usize| u8::from_str_radix(&digits[at..at + 2], 16).expect("a byte");
+    (0..digits.len()).step_by(2).map(byte).collect()
+}
+
 /// The folder with the files of the broker's streams, and its log.
 pub fn broker_folder(pid: u32) -> PathBuf {
     let line = std::fs::read(format!("/proc/{pid}/cmdline")).expect("the broker runs");
