@@ -72,6 +72,8 @@ mod privacy_command;
 mod privacy_crash;
 mod privacy_erase;
 mod privacy_fence;
+mod privacy_proof;
+mod privacy_proof_memory;
 mod privacy_replay;
 mod privacy_restrict;
 mod privacy_restrict_messages;

@@ -1,6 +1,6 @@
 //! The erasure of a person: nothing is left in any store, nothing of others is changed, and the receipt says what was there.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use context_writer::ContextWriter;
@@ -16,6 +16,7 @@ use crate::support::erasure::{
 use crate::support::memories::{Memories, index, memory};
 use crate::support::privacy::fill;
 use crate::support::retention::without_schedule;
+use crate::support::search::broker_folder;
 
 /// The person who is erased. The id is part of no other id and of no count.
 const PERSON: i32 = 77_003;
@@ -104,15 +105,6 @@ impl Filled {
         points.sort();
         points
     }
-}
-
-/// The folder with the files of the broker's streams.
-fn broker_folder(pid: u32) -> PathBuf {
-    let line = std::fs::read(format!("/proc/{pid}/cmdline")).expect("the broker runs");
-    let arguments: Vec<String> =
-        line.split(|byte| *byte == 0).map(|part| String::from_utf8_lossy(part).into_owned()).collect();
-    let file = arguments.iter().map(Path::new).find(|path| path.is_absolute() && path.extension().is_some());
-    file.and_then(Path::parent).expect("its configuration").to_owned()
 }
 
 #[tokio::test(flavor = "multi_thread")]

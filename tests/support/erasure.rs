@@ -67,7 +67,7 @@ pub async fn killed_at(fixture: &Fixture, point: &str) {
         let mut process = command.stderr(testkit::logs::stderr_for("privacy")).spawn().expect("the process");
         let ended = process.wait().await.expect("its end");
         // The process that died has the request for a minute.
-        fixture.execute("UPDATE privacy_requests SET claimed_until = NULL, retry_at = NULL").await;
+        fixture.execute("UPDATE privacy_requests SET claimed_until = NULL, retry_at = NULL WHERE completed_at IS NULL").await;
         (ended.signal() == Some(9)).then_some(())
     })
     .await;
@@ -76,7 +76,7 @@ pub async fn killed_at(fixture: &Fixture, point: &str) {
 /// Runs the process until this erasure has its receipt.
 pub async fn finish(fixture: &Fixture, id: &str) {
     eventually("the erasure is complete", async || {
-        fixture.execute("UPDATE privacy_requests SET retry_at = NULL").await;
+        fixture.execute("UPDATE privacy_requests SET retry_at = NULL WHERE completed_at IS NULL").await;
         let ran = privacy(fixture, &["run"]).await;
         let shown = json(fixture, &["show", id]).await;
         assert!(!ran.err.contains("panicked"), "{}", ran.err);
@@ -160,16 +160,19 @@ pub async fn rows_of_others(fixture: &Fixture, user: i32) -> BTreeMap<String, Ve
     rows
 }
 
-/// Where a text stands in the databases: each table, and how many of its rows have it. All tables of all schemas of this program, the audit
-/// trail among them.
+/// Where a text stands in the databases: each table, and how many of its rows have it, as a text or as bytes. All tables of all schemas of this
+/// program, the audit trail among them.
 pub async fn rows_with(fixture: &Fixture, text: &str) -> Vec<String> {
     const TABLES: &str = "c.oid::regclass FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
         WHERE c.relkind = 'r' AND n.nspname IN ('public', 'audit', 'sec') ORDER BY 1";
+    // A row as text shows bytes as digits.
+    let digits: String = text.bytes().map(|byte| format!("{byte:02x}")).collect();
     let mut found = Vec::new();
     for url in [&fixture.settings.postgres.url, &fixture.settings.keys.url] {
         let mut connection = store::connect(url).await.expect("a database");
         for table in testkit::lines_on(&mut connection, TABLES).await {
-            let select = format!("count(*) FROM {table} t WHERE position('{text}' IN t::text) > 0");
+            let has = |text: &str| format!("position('{text}' IN t::text) > 0");
+            let select = format!("count(*) FROM {table} t WHERE {} OR {}", has(text), has(&digits));
             let count = testkit::lines_on(&mut connection, &select).await.remove(0);
             if count != "0" {
                 found.push(format!("{table}: {count}"));
@@ -212,11 +215,7 @@ pub async fn messages_of(fixture: &Fixture, user: i32) -> Vec<String> {
 
 /// The files of a folder that have a text.
 pub fn files_with(folder: &Path, text: &str) -> Vec<PathBuf> {
-    let has = |file: &PathBuf| {
-        std::fs::read(file)
-            .is_ok_and(|content| content.windows(text.len()).any(|part| part == text.as_bytes()))
-    };
-    super::archives::files(folder).into_iter().filter(has).collect()
+    super::search::files_with(folder, text.as_bytes())
 }
 
 /// Runs `memfleet audit verify`, which must find nothing.
