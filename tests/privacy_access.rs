@@ -23,11 +23,10 @@ const PERSON: i32 = 77_003;
 /// Others, with ids that begin or end like the person's.
 const OTHERS: [i32; 4] = [1, 77, 770_030, 177_003];
 /// The ends of the texts of a person: of `tests/support/person.sql`, and of what [`Filled::new`] adds.
-const TEXTS: [&str; 27] = [
+const TEXTS: [&str; 26] = [
     "profile",
     "setting",
     "device",
-    "factor",
     "credential",
     "context",
     "value",

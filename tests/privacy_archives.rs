@@ -260,7 +260,7 @@ async fn an_archive_that_is_missing_keeps_no_other_and_is_forgotten_by_an_operat
     assert_eq!(rows_of(&held(&fixture).await, PERSON), Vec::<String>::new(), "the others are written anew");
     let present = fixture.lines(&format!("id FROM archives WHERE id <> '{missing}' ORDER BY id")).await;
     for (arguments, said) in [
-        (vec!["forget", &present[0]], "is at the target"),
+        (vec!["forget", &present[0]], "is at the target as it was written"),
         (vec!["forget", "0193c0de-0000-7000-8000-00000000000d"], "the database has no archive"),
         (vec!["forget"], "required"),
     ] {

@@ -57,10 +57,14 @@ async fn begin(worker: &mut AsyncPgConnection, role: &str, users: &[i32]) {
 
 /// What is tried with a user for whom no context opens is refused for that reason, and tells nothing.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_validation_is_content_while_users_are_fenced_and_erased() {
+async fn a_validation_is_content_while_users_are_fenced_restricted_and_erased() {
     let fixture = two_users().await;
-    let fences = "INSERT INTO sec.fenced_users (user_id, request_id) SELECT n, gen_random_uuid() FROM unnest(ARRAY[42, 420]) AS n";
-    fixture.execute(&format!("SELECT sec.note_erased(1, gen_random_uuid(), NULL); {fences}")).await;
+    let fences = "INSERT INTO sec.fenced_users (user_id, request_id) SELECT n, gen_random_uuid() FROM unnest(ARRAY[42]) AS n";
+    let restricted =
+        "INSERT INTO sec.restricted_users (user_id, request_id, waits) VALUES (420, gen_random_uuid(), true)";
+    fixture
+        .execute(&format!("SELECT sec.note_erased(1, gen_random_uuid(), NULL); {fences}; {restricted}"))
+        .await;
     let mut key_store = store::connect(&fixture.settings.keys.url).await.expect("the key store");
     key_store.batch_execute(&format!("SELECT sec.note_erased(1); {fences}")).await.expect("fences");
     let (is_content, report) = validate(&fixture).await;

@@ -60,7 +60,7 @@ async fn requests_become_dead_letters_and_those_of_others_are_stored() {
     assert_eq!((stored(&fixture, OTHER).await, stored(&fixture, PERSON).await), (50, 0));
     let letters = fixture.dead_letters().await;
     assert_eq!(letters.len(), 50);
-    let expected = format!("permanent: {REFUSED}");
+    let expected = format!("missing-prerequisite: {REFUSED}");
     assert!(letters.iter().all(|letter| letter.starts_with(&expected)), "{}", letters[0]);
     assert_eq!(fixture.count("audit.security_violations").await, 0, "it is nobody's fault");
 

@@ -12,7 +12,7 @@ pub enum DeadLetterClass {
     Denied,
     /// The database rejects it permanently; a retry cannot succeed.
     Permanent,
-    /// A prerequisite, such as its session, did not appear within the retry budget.
+    /// A prerequisite, such as its session, did not appear within the retry budget; or the processing of its user's data is restricted.
     MissingPrerequisite,
     /// Transient failures exhausted the retry budget.
     Exhausted,

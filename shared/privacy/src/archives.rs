@@ -81,6 +81,9 @@ pub(crate) struct Work {
     /// How many places at the target could not be read, none of which a row of the database names.
     #[serde(default)]
     pub(crate) unreadable: u64,
+    /// How often the step was done up to here while there were such places.
+    #[serde(default)]
+    tries_to_read: u64,
     /// What no row of the database names any more, and is to be deleted.
     superseded: Vec<Superseded>,
 }

@@ -8,7 +8,7 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use diesel::QueryableByName;
-use diesel::sql_types::{Array, Bool, Integer, Nullable, Text};
+use diesel::sql_types::{Array, Bool, Integer, Text};
 use diesel_async::RunQueryDsl;
 use store::{Connection, Fault};
 use tokio::time::sleep;
@@ -16,7 +16,8 @@ use uuid::Uuid;
 
 use crate::stores;
 
-/// How often it is looked whether a step waits for a worker. One that it waits for at two looks is ended.
+/// How often it is looked whether a step waits for a worker. If it waits for a role at two looks, those of this role are ended: it may have
+/// several connections that take turns.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// The process of a connection, by which [`end`] knows it.
@@ -46,7 +47,7 @@ pub(crate) async fn end(url: String, process: i32, request: Uuid) -> Infallible 
                 for blocker in found.iter().filter(|blocker| blocker.ended) {
                     tracing::warn!(%request, role = blocker.role, "ended a worker's transaction that kept an erasure waiting");
                 }
-                earlier = found.into_iter().map(|blocker| blocker.transaction).collect();
+                earlier = found.into_iter().map(|blocker| blocker.role).collect();
             }
             Err(error) => {
                 if !is_warned {
@@ -60,22 +61,19 @@ pub(crate) async fn end(url: String, process: i32, request: Uuid) -> Infallible 
 
 #[derive(QueryableByName)]
 struct Blocker {
-    /// Its process and when it began.
     #[diesel(sql_type = Text)]
-    transaction: String,
-    #[diesel(sql_type = Nullable<Text>)]
-    role: Option<String>,
+    role: String,
     #[diesel(sql_type = Bool)]
     ended: bool,
 }
 
-/// Workers that the process waits for. Those of an earlier look are ended.
+/// Workers that the process waits for. Those of a role of the look before are ended.
 async fn look(db: &mut Connection, process: i32, earlier: &HashSet<String>) -> Result<Vec<Blocker>, Fault> {
     const LOOK: &str = "
         WITH blocker AS MATERIALIZED (
-            SELECT a.pid, a.usename::text AS role, concat_ws(' ', a.pid, a.xact_start) AS transaction FROM pg_stat_activity a
+            SELECT a.pid, a.usename::text AS role FROM pg_stat_activity a
             WHERE a.pid = ANY (pg_blocking_pids($1)) AND EXISTS (SELECT FROM sec.worker_privileges p WHERE p.role_name = a.usename))
-        SELECT transaction, role, CASE WHEN transaction = ANY ($2) THEN pg_terminate_backend(pid) ELSE false END AS ended FROM blocker";
+        SELECT role, CASE WHEN role = ANY ($2) THEN pg_terminate_backend(pid) ELSE false END AS ended FROM blocker";
     let earlier: Vec<&str> = earlier.iter().map(String::as_str).collect();
     let query = diesel::sql_query(LOOK).bind::<Integer, _>(process).bind::<Array<Text>, _>(earlier);
     Ok(query.load(db).await?)

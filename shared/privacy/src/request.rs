@@ -295,11 +295,6 @@ fn to_json(progress: &Progress) -> Result<serde_json::Value, PrivacyError> {
 /// How often the present step was tried, in [`Progress::of_steps`].
 const TRIES: &str = "tries";
 
-/// How often the present step was tried before.
-pub(crate) fn tries(claimed: &Claimed) -> u64 {
-    claimed.progress.of_steps.get(TRIES).and_then(serde_json::Value::as_u64).unwrap_or(0)
-}
-
 /// Why a step is tried again later.
 pub(crate) enum Later<'a> {
     /// It failed, and the person waits: after 5 s first, 10 min at most.

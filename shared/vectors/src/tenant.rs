@@ -98,7 +98,13 @@ impl VectorStore {
             request = request.offset(PointId::from(from.to_string()));
         }
         let answer = self.client.scroll(request).await?;
-        let points = answer.result.into_iter().filter_map(WholePoint::new).collect();
-        Ok((points, answer.next_page_offset.as_ref().and_then(point_uuid)))
+        let points: Option<Vec<WholePoint>> = answer.result.into_iter().map(WholePoint::new).collect();
+        let next = answer.next_page_offset.as_ref().map(|id| point_uuid(id).ok_or(()));
+        match (points, next.transpose()) {
+            (Some(points), Ok(next)) => Ok((points, next)),
+            (None, _) | (_, Err(())) => Err(VectorError::Refused(format!(
+                "the collection {collection} has a point whose id is no UUID, which no program of ours writes"
+            ))),
+        }
     }
 }

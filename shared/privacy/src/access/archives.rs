@@ -18,6 +18,8 @@ use crate::archives::orphans::{self, Orphan, Read};
 use crate::archives::{accepted_keys, away};
 use crate::error::PrivacyError;
 
+/// The most archives that are named each for itself, as nobody can read them.
+const UNKNOWN_NAMED: usize = 100;
 /// The store in the index.
 const ARCHIVES: &str = "archives";
 
@@ -79,7 +81,12 @@ pub(super) async fn export(
         }
     }
     sink.end()?;
-    for problem in &unknown {
+    let more = unknown.len().saturating_sub(UNKNOWN_NAMED);
+    if more > 0 {
+        let reason = format!("nobody can tell whose rows are in {more} more of them");
+        sink.leave_out(ARCHIVES, "rows", Some("archives that the database does not name"), &reason);
+    }
+    for problem in unknown.iter().take(UNKNOWN_NAMED) {
         let reason = format!("nobody can tell whose rows are there: {problem}");
         sink.leave_out(ARCHIVES, "rows", Some("an archive that the database does not name"), &reason);
     }

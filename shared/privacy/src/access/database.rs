@@ -25,9 +25,9 @@ pub(super) const KEY_STORE: &str = "key-store";
 /// Begins the transaction in which all tables are read, as they are at one moment.
 ///
 /// By hand: `AsyncConnection::transaction` wants a future that other threads may run, and the rows are read as a stream. The server does not end the
-/// transaction while other stores are read.
+/// transaction while other stores are read, for six hours: erasures wait for it.
 pub(super) async fn begin(connection: &mut Connection) -> Result<(), Fault> {
-    connection.batch_execute("SET idle_in_transaction_session_timeout = 0").await?;
+    connection.batch_execute("SET idle_in_transaction_session_timeout = '6h'").await?;
     Ok(connection.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?)
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{BufReader, ErrorKind, Read};
+use std::io::{BufRead as _, BufReader, ErrorKind, Read};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -14,8 +14,8 @@ use uuid::Uuid;
 
 use super::index::{Exported, Index};
 use super::lock::Opener;
-use super::part::{FORMAT, LABEL, Label, MAX_PARTS};
-use super::sink::{INDEX, file_of};
+use super::part::{FORMAT, LABEL, Label, MAX_PART_BYTES, MAX_PARTS};
+use super::sink::{INDEX, PIECE, READABLE_INDEX, file_of};
 use crate::error::PrivacyError;
 
 /// The most bytes of a label.
@@ -59,10 +59,20 @@ pub fn open(parts: &[PathBuf], opener: &Opener, folder: &Path) -> Result<Opened,
         extract(path, opener, &staging.path, &mut pieces)?;
     }
     let index = index(&staging.path)?;
+    let mut files: BTreeSet<&String> = BTreeSet::new();
     for one in &index.exported {
+        if one.file.as_ref().is_some_and(|file| !files.insert(file)) {
+            return Err(PrivacyError::NotGenuine("the index of the export has a file twice".to_owned()));
+        }
         check(one, &staging.path)?;
     }
-    let files: BTreeSet<&String> = index.exported.iter().filter_map(|one| one.file.as_ref()).collect();
+    if let Some(more) =
+        pieces.keys().find(|file| !files.contains(file) && ![INDEX, READABLE_INDEX].contains(&file.as_str()))
+    {
+        return Err(PrivacyError::NotGenuine(format!(
+            "the export has the file {more}, and its index does not name it"
+        )));
+    }
     staging.finish(folder)?;
     Ok(Opened { export, parts: parts.len(), files: files.len(), rows: index.rows() })
 }
@@ -124,20 +134,37 @@ fn in_order(paths: &[PathBuf], opener: &Opener) -> Result<(Uuid, Vec<PathBuf>), 
     Ok((export, found.into_values().cloned().collect()))
 }
 
-/// The tar archive of a part.
+/// The tar archive of a part. Anybody can encrypt a file for a public key, so that nothing of it is believed, and all of it is bounded.
 fn decrypted(path: &Path, opener: &Opener) -> Result<Archive<impl Read + use<>>, PrivacyError> {
     let file = File::open(path).map_err(|error| failed("read", path, error))?;
-    let plain = opener.open(BufReader::new(file)).map_err(|problem| wrong(path, problem))?;
+    let mut input = BufReader::with_capacity(MAX_HEADER, file.take(MAX_FILE));
+    // The library reads the header line by line, and each time from its beginning.
+    let header = input.fill_buf().map_err(|error| failed("read", path, error))?;
+    if !header.windows(END_OF_HEADER.len()).any(|part| part == END_OF_HEADER) {
+        return Err(wrong(path, "it is no file of the format age, or it is damaged"));
+    }
+    let plain = opener.open(input).map_err(|problem| wrong(path, problem))?;
     Ok(Archive::new(plain))
 }
+
+/// The most bytes of a part: what is encrypted is a little longer.
+const MAX_FILE: u64 = (MAX_PART_BYTES + MAX_PART_BYTES / 1024) as u64;
+/// The most bytes of the header of a part, and how its last line begins.
+const MAX_HEADER: usize = 64 * 1024;
+const END_OF_HEADER: &[u8] = b"\n--- ";
 
 const DAMAGED: &str = "it is damaged; get this part again";
 
 fn label(path: &Path, opener: &Opener) -> Result<Label, PrivacyError> {
     let mut archive = decrypted(path, opener)?;
     let damaged = || wrong(path, DAMAGED);
-    let entry =
-        archive.entries().map_err(|_| damaged())?.next().ok_or_else(damaged)?.map_err(|_| damaged())?;
+    let entry = archive
+        .entries()
+        .map_err(|_| damaged())?
+        .raw(true)
+        .next()
+        .ok_or_else(damaged)?
+        .map_err(|_| damaged())?;
     let mut content = Vec::new();
     entry.take(MAX_LABEL).read_to_end(&mut content).map_err(|_| damaged())?;
     let label: Label =
@@ -160,7 +187,8 @@ fn extract(
 ) -> Result<(), PrivacyError> {
     let damaged = || wrong(path, DAMAGED);
     let mut archive = decrypted(path, opener)?;
-    for entry in archive.entries().map_err(|_| damaged())? {
+    // Raw: no member says something of another one.
+    for entry in archive.entries().map_err(|_| damaged())?.raw(true) {
         let mut entry = entry.map_err(|_| damaged())?;
         let name = String::from_utf8(entry.path_bytes().into_owned()).map_err(|_| damaged())?;
         if name == LABEL {
@@ -169,7 +197,8 @@ fn extract(
         let (file, number) = file_of(&name);
         let is_regular = entry.header().entry_type() == EntryType::Regular;
         let next = pieces.entry(file.to_owned()).or_insert(0);
-        if !is_regular || !is_safe(file) || number != *next {
+        let is_small = entry.size() <= u64::try_from(PIECE).unwrap_or(u64::MAX);
+        if !is_regular || !is_small || !is_safe(file) || number != *next {
             return Err(wrong(path, "it has a file that no export has"));
         }
         *next += 1;

@@ -141,7 +141,7 @@ impl Parts {
         let recipient = &self.recipient;
         let (bytes, hash) = blocking(|| encrypt(recipient, &plain, &temporary))
             .map_err(|error| failed("write", &temporary, error))?;
-        let file = format!("access-{}.{number:04}.{FINAL_ENDING}", self.export);
+        let file = part_name(self.export, number);
         self.written.parts.push(Part { file, bytes, sha256: to_hex(&hash) });
         Ok(())
     }
@@ -224,7 +224,10 @@ impl Written {
             self.temporary.pop();
         }
         let synced = File::open(&self.folder).and_then(|folder| folder.sync_all());
-        synced.map_err(|error| failed("write", &self.folder, error))
+        synced.map_err(|error| {
+            named.iter().for_each(|path| remove(path));
+            failed("write", &self.folder, error)
+        })
     }
 }
 
@@ -236,6 +239,11 @@ impl Drop for Written {
     }
 }
 
+/// The name of a part.
+fn part_name(export: Uuid, number: usize) -> String {
+    format!("access-{export}.{number:04}.{FINAL_ENDING}")
+}
+
 /// The name of a part that is being written.
 fn temporary(export: Uuid, number: usize) -> String {
     format!(".access-{export}.{number:04}.incomplete")
@@ -244,8 +252,19 @@ fn temporary(export: Uuid, number: usize) -> String {
 /// Deletes what exports that were interrupted have left in a folder. Nobody can open it but whom they were for.
 pub(super) fn delete_left(folder: &Path, exports: &[Uuid]) {
     for export in exports {
-        let parts = (1..=MAX_PARTS).map(|number| folder.join(temporary(*export, number)));
-        parts.take_while(|path| path.exists()).for_each(|path| remove(&path));
+        let first = folder.join(temporary(*export, 1));
+        if !first.exists() {
+            continue;
+        }
+        // From the last part on, they may have names.
+        for number in 1..=MAX_PARTS {
+            let places =
+                [temporary(*export, number), part_name(*export, number)].map(|name| folder.join(name));
+            if places.iter().all(|path| !path.exists()) {
+                break;
+            }
+            places.iter().for_each(|path| remove(path));
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! What is exported of each table of the catalogue, and what is left out of it.
 
-use crate::catalogue::{Entry, Erase, Owner};
+use crate::catalogue::{Entry, Erase, Owner, TABLES};
 use crate::rows;
 
 /// A column that is left out.
@@ -34,6 +34,12 @@ const NOT_REMOVED: Column =
 const POLICIES: Column =
     Column { name: "policies", reason: "ids of retention policies, which may be those of other users" };
 
+/// Why what authenticates a person is not exported: an export may be intercepted, or asked for by somebody else in the person's name.
+pub(super) const CREDENTIAL: &str = "whoever has it could act as the person";
+const PASSWORD_HASH: Column = Column { name: "password_hash", reason: CREDENTIAL };
+const SECRET_KEY: Column = Column { name: "secret_key", reason: CREDENTIAL };
+const BACKUP_CODES: Column = Column { name: "backup_codes", reason: CREDENTIAL };
+
 /// What is exported of a table of the catalogue.
 ///
 /// Every entry has a plan: a table with rows of persons is exported as soon as it is in the catalogue. Of columns with the ids of several users,
@@ -51,12 +57,20 @@ pub fn plan(entry: &Entry) -> Plan {
 
 fn left_out_columns(entry: &Entry) -> &'static [Column] {
     match (entry.schema, entry.table) {
+        ("public", "users") => &[PASSWORD_HASH],
+        ("public", "user_two_factor_auth") => &[SECRET_KEY, BACKUP_CODES],
         ("audit", "subjects") => &[DIGEST_KEY],
         ("public", "data_keys") => &[WRAPPED, KEK],
         ("public", "encrypted_fields") => &[CIPHERTEXT],
         ("public", "archives") => &[NOT_REMOVED, POLICIES],
         _ => &[],
     }
+}
+
+/// Whether an encrypted field of a table of the schema `public` is left out where the field itself is.
+pub(super) fn is_left_out(table: &str, column: &str) -> bool {
+    let entry = TABLES.iter().find(|entry| entry.schema == "public" && entry.table == table);
+    entry.is_some_and(|entry| left_out_columns(entry).iter().any(|one| one.name == column))
 }
 
 /// Which rows `t` of a table are of the user `$1`. None for a table that has rows of nobody.
@@ -92,7 +106,7 @@ pub(super) fn replaced(owner: Owner) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::catalogue::{KEY_STORE_TABLES, TABLES};
+    use crate::catalogue::KEY_STORE_TABLES;
 
     #[test]
     fn every_table_is_exported_or_left_out_with_a_reason() {
@@ -108,6 +122,12 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn what_authenticates_the_person_is_left_out_encrypted_or_not() {
+        assert!(is_left_out("users", "password_hash") && is_left_out("user_two_factor_auth", "backup_codes"));
+        assert!(!is_left_out("users", "email") && !is_left_out("unknown", "password_hash"));
     }
 
     #[test]

@@ -23,7 +23,7 @@ const ACCESS: &str = "export";
 /// A request that was filed.
 pub(super) struct Filed {
     pub(super) id: Uuid,
-    /// Requests of exports that were interrupted.
+    /// Requests of earlier exports that may have been interrupted.
     pub(super) interrupted: Vec<Uuid>,
 }
 
@@ -33,12 +33,15 @@ struct Id {
     id: Uuid,
 }
 
-/// Files a request that is `in_progress`. Earlier ones of the person that are open belong to processes that ended: they are rejected.
+/// Files a request that is `in_progress`. Earlier ones of the person that are open belong to processes that ended: they are rejected. One
+/// that is complete may have ended before all its parts had names.
 pub(super) async fn file(db: &mut Connection, new: &NewExport) -> Result<Filed, PrivacyError> {
     const INTERRUPTED: &str = "
         UPDATE public.privacy_requests SET request_status = 'rejected', completed_at = now(), updated_at = now(),
             last_error = 'interrupted: the process ended before the export was complete'
         WHERE user_id = $1 AND request_type = 'access' AND request_status = 'in_progress' RETURNING id";
+    const COMPLETE: &str = "
+        SELECT id FROM public.privacy_requests WHERE user_id = $1 AND request_type = 'access' AND request_status = 'completed'";
     const FILE: &str = "
         INSERT INTO public.privacy_requests (id, user_id, request_type, request_status, service, reason)
         VALUES ($1, $2, 'access', 'in_progress', $3, $4)";
@@ -51,7 +54,11 @@ pub(super) async fn file(db: &mut Connection, new: &NewExport) -> Result<Filed, 
     }
     check_open(db, user).await?;
     lock(db, user).await?;
-    let interrupted: Vec<Id> = diesel::sql_query(INTERRUPTED).bind::<Integer, _>(user.get()).load(db).await?;
+    let mut interrupted: Vec<Id> = Vec::new();
+    for query in [COMPLETE, INTERRUPTED] {
+        let found: Vec<Id> = diesel::sql_query(query).bind::<Integer, _>(user.get()).load(db).await?;
+        interrupted.extend(found);
+    }
     let id = Uuid::now_v7();
     diesel::sql_query(FILE)
         .bind::<SqlUuid, _>(id)

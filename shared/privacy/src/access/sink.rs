@@ -11,11 +11,11 @@ use super::part::{Parts, Written};
 use crate::error::PrivacyError;
 
 /// The most bytes of a piece of a file. A part has room for several.
-const PIECE: usize = 256 * 1024;
+pub(super) const PIECE: usize = 256 * 1024;
 
 /// The names of the index in an export, for programs and for people.
 pub(super) const INDEX: &str = "index.json";
-const READABLE_INDEX: &str = "index.txt";
+pub(super) const READABLE_INDEX: &str = "index.txt";
 
 /// What was exported, and what was left out.
 #[derive(Debug, Default)]

@@ -19,7 +19,6 @@ use uuid::Uuid;
 use super::{ArchiveStore, Superseded, Work, accepted_keys, away, discard_superseded, save};
 use crate::crash::{self, Point};
 use crate::error::PrivacyError;
-use crate::request::tries;
 use crate::step::{Claimed, Step};
 
 /// The most archives that one pass writes anew. More of them follow in the next pass.
@@ -98,6 +97,7 @@ pub(super) async fn rewrite(
 ) -> Result<(), PrivacyError> {
     let mut done = 0;
     let (unnamed, mut unreadable) = unnamed(db, &store.target).await?;
+    let mut foreign: u64 = 0;
     for location in unnamed {
         let orphan = match read(&store.target, &store.public, location).await? {
             Read::Orphan(orphan) => orphan,
@@ -107,6 +107,7 @@ pub(super) async fn rewrite(
                     error,
                     "nobody can tell whose rows are in an archive that the database does not name; `memfleet archive list --orphans` lists it"
                 );
+                foreign += 1;
                 continue;
             }
             Read::Unreadable(error) => {
@@ -126,14 +127,16 @@ pub(super) async fn rewrite(
         rewrite_one(db, claimed, store, work, *orphan).await?;
         done += 1;
     }
-    work.unreadable = u64::try_from(unreadable.len()).unwrap_or(u64::MAX);
+    let places = u64::try_from(unreadable.len()).unwrap_or(u64::MAX);
+    work.unreadable = places.saturating_add(foreign);
+    work.tries_to_read = if unreadable.is_empty() { 0 } else { work.tries_to_read.saturating_add(1) };
+    save(db, claimed, work).await?;
     match unreadable.into_iter().next() {
-        Some(first) if tries(claimed) < TRIES => Err(away(format!(
-            "{first} ({} places at the archive target cannot be read); the step goes on without them after {TRIES} tries",
-            work.unreadable
+        Some(first) if work.tries_to_read <= TRIES => Err(away(format!(
+            "{first} ({places} places at the archive target cannot be read); the step goes on without them after {TRIES} tries"
         ))),
         Some(first) => {
-            tracing::warn!(request = %claimed.id, places = work.unreadable, first, "an erasure goes on without what cannot be read at the archive target");
+            tracing::warn!(request = %claimed.id, places, first, "an erasure goes on without what cannot be read at the archive target");
             Ok(())
         }
         None => Ok(()),

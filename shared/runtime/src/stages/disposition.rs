@@ -114,8 +114,9 @@ impl Disposition {
                 class: DeadLetterClass::Denied,
                 reason: reason("the database does not allow it"),
             },
+            // It may succeed after the lift, and takes nothing from the share of what never does.
             FaultKind::Restricted { waits: false } => Self::DeadLetter {
-                class: DeadLetterClass::Permanent,
+                class: DeadLetterClass::MissingPrerequisite,
                 reason: Reason::new(RESTRICTED)
                     .for_operators(format!("{RESTRICTED}; replay it after `memfleet privacy lift`")),
             },

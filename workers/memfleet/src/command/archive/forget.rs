@@ -8,12 +8,14 @@ use cli::{errln, outln};
 use config::Settings;
 use diesel::sql_types::{Binary, Uuid as SqlUuid};
 use diesel_async::RunQueryDsl;
+use trust::PublicKey;
 use uuid::Uuid;
 
 use super::load::{self, Archive, Filter, PAGE};
 
-/// Has the database forget archives whose manifest is not at the target any more, so that nobody can read their rows. An erasure of a person
-/// who has rows in such an archive waits until its files are restored, or until the database has forgotten it.
+/// Has the database forget archives whose files are missing or were changed, so that nobody can read their rows. An erasure of a person who
+/// has rows in such an archive waits until its files are restored, or until the database has forgotten it. What is left of its files stays
+/// until `memfleet archive clean --complete` deletes it, and holds up the erasure for as long.
 ///
 /// Check archive.url first: of another folder or bucket, every archive is missing.
 #[derive(Debug, Args)]
@@ -21,7 +23,7 @@ pub(super) struct ForgetArgs {
     /// The ids of archives.
     #[arg(value_name = "ARCHIVE", required_unless_present = "missing")]
     archives: Vec<Uuid>,
-    /// All archives whose manifest is missing, instead.
+    /// All archives whose manifest is missing, instead: not those that were changed.
     #[arg(long, conflicts_with = "archives")]
     missing: bool,
     /// With --missing: also if every archive is missing.
@@ -33,6 +35,19 @@ pub(super) struct ForgetArgs {
     /// Print one JSON object: {"forgotten": ["..."]}.
     #[arg(long)]
     json: bool,
+}
+
+/// What is wrong with an archive. Of all archives only the manifests are read; of those that are named, every file.
+async fn problem(
+    args: &ForgetArgs,
+    target: &Target,
+    keys: &[PublicKey],
+    archive: &Archive,
+) -> Option<ArchiveError> {
+    if args.missing {
+        return read_manifest(target, keys, &archive.location).await.err();
+    }
+    ::archive::read(target, keys, &archive.location, Some(&archive.manifest_hash)).await.err()
 }
 
 pub(super) async fn execute(args: &ForgetArgs, settings: &Settings) -> anyhow::Result<()> {
@@ -48,15 +63,21 @@ pub(super) async fn execute(args: &ForgetArgs, settings: &Settings) -> anyhow::R
         filter.after = Some((last.created_at, last.id));
         for archive in page {
             unknown.retain(|id| *id != archive.id);
-            match read_manifest(&target, &keys, &archive.location).await {
-                Err(ArchiveError::Missing(_)) => forgotten.push(archive),
-                Ok(_) | Err(ArchiveError::Changed { .. }) if args.missing => is_any_there = true,
-                Ok(_) | Err(ArchiveError::Changed { .. }) => bail!(
-                    "the archive {} is at the target ({}); nothing was changed. `memfleet archive verify` says whether it is as it was written",
+            match problem(args, &target, &keys, &archive).await {
+                Some(ArchiveError::Missing(_)) => forgotten.push(archive),
+                Some(ArchiveError::Changed { .. }) if !args.missing => forgotten.push(archive),
+                None | Some(ArchiveError::Changed { .. }) if args.missing => is_any_there = true,
+                None | Some(ArchiveError::Changed { .. }) => bail!(
+                    "the archive {} is at the target as it was written ({}); nothing was changed",
                     archive.id,
                     printable(&archive.location)
                 ),
-                Err(error) => return Err(error).context("nothing was changed"),
+                Some(
+                    error @ (ArchiveError::Settings(_)
+                    | ArchiveError::Key { .. }
+                    | ArchiveError::Target { .. }
+                    | ArchiveError::Rows { .. }),
+                ) => return Err(error).context("nothing was changed"),
             }
         }
     }

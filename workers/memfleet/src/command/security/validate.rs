@@ -400,12 +400,12 @@ async fn attack_all(connection: &mut AsyncPgConnection, report: &mut Report) -> 
     Ok(())
 }
 
-/// Two users with whom an attack is tried: with rows, if there are such. For one who is erased, or is being erased, no context opens, and
-/// whatever is tried is refused or left out for that reason.
+/// Two users with whom an attack is tried: with rows, if there are such. For one who is erased, is being erased or is restricted, no context
+/// opens, and whatever is tried is refused or left out for that reason.
 const USERS: &str = "
     SELECT c.id::text AS line FROM ((SELECT id, 0 AS without_rows FROM public.users WHERE id > 0 ORDER BY random() LIMIT 100)
         UNION ALL (SELECT n, 1 FROM generate_series(1, 10000) AS n ORDER BY random() LIMIT 100)) AS c
-    WHERE sec.fence_of(ARRAY[c.id]) IS NULL GROUP BY c.id ORDER BY min(c.without_rows), random() LIMIT 2";
+    WHERE sec.fence_of(ARRAY[c.id]) IS NULL AND sec.restriction_of(ARRAY[c.id]) IS NULL GROUP BY c.id ORDER BY min(c.without_rows), random() LIMIT 2";
 const KEYS_USERS: &str = "
     SELECT c.id::text AS line FROM ((SELECT DISTINCT user_id AS id, 0 AS without_rows FROM public.data_keys LIMIT 100)
         UNION ALL (SELECT n, 1 FROM generate_series(1, 10000) AS n ORDER BY random() LIMIT 100)) AS c
