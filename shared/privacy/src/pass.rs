@@ -1,4 +1,4 @@
-//! Whatever is due of all erasures.
+//! Whatever is due of all requests of persons.
 
 use chrono::{DateTime, Utc};
 use config::Settings;
@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use crate::aftercare;
 use crate::error::PrivacyError;
+use crate::pending::{self, Carried};
 use crate::process::go_on;
 use crate::request;
 use crate::step::{Advance, Claimed};
@@ -21,6 +22,8 @@ pub struct Passed {
     pub waiting: u64,
     /// Erasures of which a step failed. It is tried again later; the request has the reason.
     pub failed: u64,
+    /// Restrictions and exports that services have requested.
+    pub others: Carried,
 }
 
 /// The most requests that one pass takes.
@@ -28,15 +31,19 @@ const MAX_REQUESTS: usize = 1_000;
 /// How many of them it works on at once: one person who has much keeps no other waiting.
 const AT_ONCE: usize = 4;
 
-/// Does what is due of all erasures, and looks after those that are complete: every ten minutes in the passes of one `run`. Several
-/// processes may do so at once.
+/// Does what is due of all erasures, and looks after those that are complete: every ten minutes in the passes of one `run`. Carries out
+/// restrictions and exports that services have requested. Several processes may do so at once.
 ///
 /// # Errors
 /// [`PrivacyError`] if the main database cannot be used. A step that fails is no error.
 pub async fn pass(settings: &Settings, run: Uuid, now: DateTime<Utc>) -> Result<Passed, PrivacyError> {
-    let (passed, cared) = tokio::join!(requests(settings), aftercare::run_if_due(settings, run, now));
+    let (passed, carried, cared) = tokio::join!(
+        requests(settings),
+        pending::carry_out(settings),
+        aftercare::run_if_due(settings, run, now)
+    );
     cared?;
-    passed
+    Ok(Passed { others: carried?, ..passed? })
 }
 
 async fn requests(settings: &Settings) -> Result<Passed, PrivacyError> {
