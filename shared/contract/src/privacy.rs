@@ -29,7 +29,7 @@ pub type PrivacyReason = Text<1, 2048>;
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PrivacyAccess {
-    /// The public key of age, `age1…`, of whoever can open the export. The person creates the pair with `age-keygen`.
+    /// The public key of age, `age1...`, of whoever can open the export. The person creates the pair with `age-keygen`.
     pub recipient: Text<1, 128>,
     /// Why. Absent: no reason is kept.
     #[serde(default)]
@@ -97,7 +97,7 @@ fn check_recipient(recipient: &str) -> Result<(), Malformed> {
     let wrong = |problem: &str| Err(Malformed::new("recipient", problem));
     if recipient.to_ascii_uppercase().contains("AGE-SECRET-KEY-") {
         return wrong(
-            "is a private key, and must stay with the person; give the public key, age1…, of a new pair",
+            "is a private key, and must stay with the person; give the public key, age1..., of a new pair",
         );
     }
     let is_form = |rest: &str| {

@@ -421,7 +421,7 @@ async fn elsewhere(
     // An event has the value as a string of its JSON, a memory within its text.
     const COUNTS: &str = "
         SELECT (SELECT count(*) FROM public.blackboard_events b
-                WHERE b.user_id = $1 AND EXISTS (SELECT FROM unnest($2) AS v (text) WHERE position(to_json(v.text)::text IN b.payload::text) > 0)) AS events,
+                WHERE b.user_id = $1 AND EXISTS (SELECT FROM unnest($2) AS v (text) WHERE position(to_json(v.text)::text IN b.event_payload::text) > 0)) AS events,
             (SELECT count(*) FROM public.unified_memory_vectors m
                 WHERE m.user_id = $1 AND EXISTS (SELECT FROM unnest($2) AS v (text) WHERE position(v.text IN m.content_text) > 0)) AS memories,
             (SELECT count(*) FROM public.archives a WHERE a.user_ids @> ARRAY[$1]) AS archives";
