@@ -2,11 +2,12 @@
 
 use context_writer::ContextWriter;
 use contract::UserId;
+use privacy::rectify::NewRectification;
 use privacy::restriction::Meanwhile;
 use serde_json::{Value, json};
 use testkit::{Fixture, RequestMessage, request, session, user};
 
-use crate::support::erasure::{self, privacy, rows_of_others};
+use crate::support::erasure::{self, privacy as run, rows_of_others};
 use crate::support::exports::refused;
 use crate::support::privacy::{fill, restrict};
 use crate::support::retention::cleaner;
@@ -44,7 +45,7 @@ async fn filed(fixture: &Fixture, corrections: &[Value]) -> String {
 }
 
 async fn id_of(fixture: &Fixture, row: &str) -> String {
-    fixture.lines(&format!("md5('{PERSON} {row}')::uuid")).await.remove(0)
+    fixture.lines(&format!("md5('{PERSON} {row}')::uuid FROM (SELECT 1) AS one")).await.remove(0)
 }
 
 async fn value(fixture: &Fixture, select: &str) -> String {
@@ -72,14 +73,14 @@ async fn a_request_waits_for_an_operator_and_keeps_no_value() {
         of_row(&feedback, "message_feedback", "rating", json!(5)),
     ];
     let id = filed(&fixture, &all).await;
-    let ran = privacy(&fixture, &["run"]).await;
+    let ran = run(&fixture, &["run"]).await;
     assert!(ran.is_success(), "{}", ran.all());
     assert_eq!(
         value(&fixture, "email FROM users WHERE id = 42").await,
         "user42@example.org",
         "nobody has decided"
     );
-    let shown = privacy(&fixture, &["show", &id]).await.out;
+    let shown = run(&fixture, &["show", &id]).await.out;
     for part in [
         "users.email: \"ada@example.org\", instead of \"user42@example.org\"",
         "letter of 3 May",
@@ -133,7 +134,7 @@ async fn what_cannot_be_rectified_is_refused_and_says_what_corrects_it() {
         ))
         .await;
     let (feedback, passkey) = (id_of(&fixture, "feedback").await, id_of(&fixture, "passkey").await);
-    let foreign = value(&fixture, &format!("md5('{OTHER} device')::uuid")).await;
+    let foreign = value(&fixture, &format!("md5('{OTHER} device')::uuid FROM (SELECT 1) AS one")).await;
     for (arguments, says) in [
         (
             vec!["--table", "simple_chat_context", "--set", "context_value=1"],
@@ -200,7 +201,7 @@ async fn nothing_is_corrected_if_another_value_is_stored_than_the_one_said_to_be
     let shown = erasure::json(&fixture, &["show", &id]).await;
     assert_eq!(shown["request"]["status"], "pending");
 
-    let rejected = privacy(&fixture, &["reject", &id, "--reason", "the person was somebody else"]).await;
+    let rejected = run(&fixture, &["reject", &id, "--reason", "the person was somebody else"]).await;
     assert!(rejected.is_success(), "{}", rejected.all());
     let left = value(
         &fixture,
@@ -224,17 +225,18 @@ async fn nothing_is_corrected_if_another_value_is_stored_than_the_one_said_to_be
 #[tokio::test(flavor = "multi_thread")]
 async fn an_operator_corrects_a_restricted_person_and_nobody_who_is_erased() {
     let fixture = two_users().await;
+    let id = filed(&fixture, &[correction("users", "email", json!("ada@example.org"))]).await;
     restrict(&fixture, PERSON, Meanwhile::Refuse).await;
     let rectify = ["rectify", "42", "--table", "users", "--set", "username=\"ada\"", "--reason", "a letter"];
-    let done = privacy(&fixture, &[&rectify[..], &["--yes"]].concat()).await;
+    let done = run(&fixture, &[&rectify[..], &["--yes"]].concat()).await;
     assert!(
         done.is_success() && done.out.contains("users.username: \"user42\" -> \"ada\""),
         "{}",
         done.all()
     );
     assert_eq!(value(&fixture, "username FROM users WHERE id = 42").await, "ada");
-    let row = "concat_ws(' ', request_status, service, reason) FROM privacy_requests WHERE request_type = 'rectify'";
-    assert_eq!(value(&fixture, row).await, "completed operator a letter");
+    let row = "concat_ws(' ', request_status, reason) FROM privacy_requests WHERE service = 'operator' AND request_type = 'rectify'";
+    assert_eq!(value(&fixture, row).await, "completed a letter");
 
     let says = async |user: &str| {
         let mut arguments = rectify.to_vec();
@@ -249,6 +251,18 @@ async fn an_operator_corrects_a_restricted_person_and_nobody_who_is_erased() {
         ))
         .await;
     assert!(says("42").await.contains("user 42 is being erased"));
+    assert!(refused(&fixture, &["rectify", &id, "--yes"]).await.contains("user 42 is being erased"));
+    // Also whoever had looked at it before.
+    let new = NewRectification {
+        user: UserId::new(PERSON).expect("an id"),
+        service: "operator".to_owned(),
+        reason: "a letter".to_owned(),
+        corrections: vec![
+            serde_json::from_value(correction("users", "username", json!("eda"))).expect("a correction"),
+        ],
+    };
+    let done = privacy::rectify::rectify(&mut fixture.connection().await, &new).await;
+    assert!(done.as_ref().is_err_and(|error| error.to_string().contains("is being erased")), "{done:?}");
     let person = UserId::new(PERSON).expect("an id");
     privacy::fence::note_erased(&mut fixture.connection().await, person, uuid::Uuid::new_v4(), None)
         .await
@@ -272,7 +286,7 @@ async fn a_request_that_was_published_before_does_not_undo_a_rectification() {
         "a letter",
         "--yes",
     ];
-    let done = privacy(&fixture, &rectify).await;
+    let done = run(&fixture, &rectify).await;
     assert!(done.is_success(), "{}", done.all());
     assert!(done.err.contains("the platform's own record must be corrected"), "{}", done.err);
     assert!(done.err.contains("1 events have an old value"), "{}", done.err);
@@ -304,7 +318,7 @@ async fn the_operator_is_warned_of_memories_and_archives() {
         "a letter",
         "--yes",
     ];
-    let done = privacy(&fixture, &rectify).await;
+    let done = run(&fixture, &rectify).await;
     assert!(done.is_success(), "{}", done.all());
     for warning in ["the texts of 1 memories have an old value", "1 archives have rows of the person"] {
         assert!(done.err.contains(warning), "{}", done.err);

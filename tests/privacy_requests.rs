@@ -13,7 +13,7 @@ use trust::Scope;
 use uuid::Uuid;
 
 use crate::support::erasure::{self, finish, privacy, privacy_with, rows_of, with_receipts};
-use crate::support::exports::{Holder, holder, index, opened, refused, rows};
+use crate::support::exports::{Holder, export, holder, index, opened, refused, rows};
 use crate::support::privacy::restrict;
 use crate::support::retention::{cleaner, job, with_old_sessions};
 
@@ -369,6 +369,23 @@ async fn an_export_that_was_killed_is_made_again() {
     opened(&fixture, &parts, &holder, &folder.path().join("opened")).await;
     let again = privacy_with(&fixture, &["run"], &environment).await;
     assert!(!again.out.contains("exports completed"), "it is done: {}", again.all());
+}
+
+/// Its process may only be slow.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_export_of_an_operator_leaves_the_request_that_a_process_works_on() {
+    let fixture = two_users().await;
+    let (holder, _) = ask_for_export(&fixture).await;
+    fixture
+        .execute(
+            "UPDATE privacy_requests SET request_status = 'in_progress', claimed_by = gen_random_uuid(),
+                claimed_until = now() + interval '1 minute'",
+        )
+        .await;
+    let folder = tempfile::tempdir().expect("a folder");
+    export(&fixture, PERSON, &folder.path().join("out"), &holder, &[]).await;
+    let expected = ["access in_progress test a letter", "access completed operator"];
+    assert_eq!(requests(&fixture).await, expected);
 }
 
 /// It has the form of a key. Nobody could ever open what is encrypted for it.

@@ -39,7 +39,8 @@ const AT_ONCE: usize = 4;
 pub async fn pass(settings: &Settings, run: Uuid, now: DateTime<Utc>) -> Result<Passed, PrivacyError> {
     let (passed, carried, cared) = tokio::join!(
         requests(settings),
-        pending::carry_out(settings),
+        // On the heap: the compiler computes the layout of all that one future awaits in itself.
+        Box::pin(pending::carry_out(settings)),
         aftercare::run_if_due(settings, run, now)
     );
     cared?;

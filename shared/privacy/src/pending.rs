@@ -213,7 +213,7 @@ async fn export(settings: &Settings, taken: &Taken) -> Result<Outcome, PrivacyEr
         recipient,
         part_bytes: DEFAULT_PART_BYTES,
     };
-    let export = access::carry_out(settings, &new, taken.id, taken.run).await?;
+    let export = Box::pin(access::carry_out(settings, &new, taken.id, taken.run)).await?;
     tracing::info!(request = %export.request, parts = export.parts.len(), "exported");
     Ok(Outcome::Done)
 }

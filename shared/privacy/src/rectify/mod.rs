@@ -107,7 +107,11 @@ pub async fn preview_new(
     new: &NewRectification,
 ) -> Result<Vec<Corrected>, PrivacyError> {
     check(new)?;
-    db.transaction(async |db| look(db, new.user, &new.corrections).await).await
+    db.transaction(async |db| {
+        restriction::check(db, new.user, "rectified").await?;
+        look(db, new.user, &new.corrections).await
+    })
+    .await
 }
 
 /// Carries out a request that a service has filed.
@@ -347,7 +351,6 @@ async fn look(
     user: UserId,
     corrections: &[Correction],
 ) -> Result<Vec<Corrected>, PrivacyError> {
-    restriction::check(db, user, "rectified").await?;
     let mut corrected = Vec::new();
     for change in changes(corrections)? {
         let before = change.read(db, user).await?;

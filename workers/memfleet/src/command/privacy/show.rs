@@ -43,7 +43,7 @@ pub(super) async fn execute(args: &ShowArgs, settings: &Settings) -> anyhow::Res
 fn show_request(request: &Request, json: bool) {
     let counts = request.counts();
     if json {
-        let counts: serde_json::Map<String, serde_json::Value> = counts
+        let counts: serde_json::Map<String, Value> = counts
             .into_iter()
             .map(|(table, (before, deleted))| {
                 (table, serde_json::json!({ "before": before, "deleted": deleted }))
