@@ -127,8 +127,9 @@ fn the_sample_becomes_requests_of_every_kind() {
     assert!(counts["message.add"] >= 300);
     assert!(counts["user.put"] >= 10);
     assert_eq!(counts["user.put"], counts["profile.put"]);
-    let unseen: Vec<String> =
-        contract::REQUESTS.iter().map(|kind| kind.name()).filter(|name| !counts.contains_key(name)).collect();
+    // A person of the sample who was restricted or erased would be missing from the demonstration.
+    let shown = contract::REQUESTS.iter().filter(|kind| kind.noun != "privacy").map(|kind| kind.name());
+    let unseen: Vec<String> = shown.filter(|name| !counts.contains_key(name)).collect();
     assert!(unseen.is_empty(), "the sample lacks {unseen:?}");
 }
 

@@ -14,7 +14,9 @@ use testkit::{Fixture, eventually, requests_for_all_tables};
 use uuid::Uuid;
 
 use crate::support::ROLE;
-use crate::support::erasure::{ERASED_WITHIN, erase, file, json, privacy, rows_of, with_receipts};
+use crate::support::erasure::{
+    ERASED_WITHIN, erase, file, json, privacy, privacy_with, rows_of, with_receipts,
+};
 
 const PERSON: i32 = 1;
 
@@ -194,6 +196,27 @@ async fn a_step_that_takes_long_keeps_no_other_person_waiting() {
     let (ran, ()) = tokio::join!(privacy(&fixture, &["run"]), other);
     assert!(!ran.err.contains("panicked"), "{}", ran.err);
     assert_eq!(fixture.count("privacy_requests WHERE user_id = 1 AND step = 'rows'").await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_erasure_that_is_requested_while_another_one_takes_long_begins() {
+    let (fixture, _receipts) = two_users().await;
+    Erasure::file(&fixture).await.reaches(Step::Rows).await;
+    fixture.execute("UPDATE privacy_requests SET claimed_until = NULL").await;
+    let mut operator = fixture.connection().await;
+    let lock = "BEGIN; SELECT FROM simple_chat_context WHERE user_id = 1 FOR UPDATE";
+    operator.batch_execute(lock).await.expect("a lock");
+    let running = privacy_with(&fixture, &["run"], &[("MEMFLEET_PRIVACY__EVERY_S", "1")]);
+    let later = async {
+        let waits = "pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE 'DELETE FROM public.%'";
+        eventually("it waits for the row", async || (fixture.count(waits).await == 1).then_some(())).await;
+        file(&fixture, 2).await;
+        let begun = "privacy_requests WHERE user_id = 2 AND step = 'drain'";
+        eventually("the other one begins", async || (fixture.count(begun).await == 1).then_some(())).await;
+        operator.batch_execute("ROLLBACK").await.expect("no lock");
+    };
+    let (ran, ()) = tokio::join!(running, later);
+    assert!(!ran.err.contains("panicked"), "{}", ran.err);
 }
 
 /// A superuser can do so. It is reported, and the next attempt goes on with what there is.

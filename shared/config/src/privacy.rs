@@ -16,6 +16,9 @@ pub struct PrivacySettings {
     /// The folder or the S3 bucket of receipts: `file:///path`, or `s3://bucket/prefix` with the region, the endpoint and the timeout of
     /// the section `archive`.
     pub receipt_url: Option<String>,
+    /// The folder of exports that services request, which exists: each has a folder of its own in it, named by its request. Without it, these requests
+    /// wait.
+    pub export_folder: Option<String>,
     /// How often erasures that are due are looked for, in seconds, 1 to 3600.
     pub every_s: u64,
     /// How many messages are deleted from the streams at a time, 1 to 256.
@@ -28,6 +31,7 @@ impl Default for PrivacySettings {
             receipt_key_file: None,
             public_keys_file: None,
             receipt_url: None,
+            export_folder: None,
             every_s: 5,
             streams_parallel: 16,
         }
@@ -48,7 +52,7 @@ impl PrivacySettings {
         Duration::from_secs(self.every_s)
     }
 
-    /// Checks the form of the URL.
+    /// Checks the form of the URL and of the folder.
     ///
     /// # Errors
     /// A sentence that names the option that is wrong.
@@ -63,6 +67,10 @@ impl PrivacySettings {
                  file:///var/lib/memfleet/receipts"
                     .to_owned(),
             );
+        }
+        if self.export_folder.as_ref().is_some_and(|folder| !folder.starts_with('/')) {
+            return Err("privacy.export_folder must be an absolute path, such as /var/lib/memfleet/exports"
+                .to_owned());
         }
         Ok(())
     }

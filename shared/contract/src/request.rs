@@ -21,6 +21,7 @@ use crate::limit;
 use crate::locate::locate;
 use crate::malformed::Malformed;
 use crate::policy::{PolicyHold, PolicyPut, PolicyRemove};
+use crate::privacy::{PrivacyAccess, PrivacyAnonymise, PrivacyErase, PrivacyRectify, PrivacyRestrict};
 use crate::router::{DecisionLog, ToolReport};
 use crate::session::{SessionClose, SessionOpen};
 use crate::subject::{RequestSubject, UserId};
@@ -311,6 +312,11 @@ requests! {
         PolicyPut: "policy" "put" => PolicyStored "policy.stored" "A retention policy was stored.",
         PolicyRemove: "policy" "remove" => PolicyRemoved "policy.removed" "A retention policy was removed.",
         PolicyHold: "policy" "hold" => PolicyHeld "policy.held" "A legal hold was placed, changed or released.",
+        PrivacyAccess: "privacy" "access" => AccessRequested "privacy.access-requested" "An export of all that is stored of a user was requested.",
+        PrivacyRectify: "privacy" "rectify" => RectificationRequested "privacy.rectification-requested" "The correction of data of a user was requested.",
+        PrivacyRestrict: "privacy" "restrict" => RestrictionRequested "privacy.restriction-requested" "The restriction of a user's data was requested.",
+        PrivacyAnonymise: "privacy" "anonymise" => AnonymisationRequested "privacy.anonymisation-requested" "The anonymisation of a user was requested.",
+        PrivacyErase: "privacy" "erase" => ErasureRequested "privacy.erasure-requested" "The erasure of a user was requested.",
         @also {
             RetentionSwept "retention.swept" "Rows whose retention was over were removed or anonymised.",
             AnomalyDetected "anomaly.detected" "An hour of a service, or the seals, are not as usual.",

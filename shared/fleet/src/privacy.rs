@@ -1,38 +1,87 @@
-//! Erases persons whose erasure was requested, at a fixed interval.
+//! Erases persons whose erasure was requested, and restricts and exports as services request it, at a fixed interval.
 
 use std::time::Duration;
 
+use chrono::Utc;
 use config::Settings;
 use privacy::process::{self, Passed};
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use privacy::{Carried, aftercare, pending};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 use uuid::Uuid;
 
-/// The minimum time between two warnings about erasures that do not go on.
+/// The minimum time between two warnings about requests that do not go on.
 const WARN_EVERY: Duration = Duration::from_secs(60);
 
-/// Does what is due of all erasures every `privacy.every_s` seconds. It never returns: after a failure, it tries again at the next interval.
-/// Several may run at once.
+/// Does what is due of all erasures, and of requests of services, every `privacy.every_s` seconds, and looks after erasures that are complete. None of
+/// the three waits for another. It never returns: after a failure, it tries again at the next interval. Several may run at once.
 pub async fn follow(settings: &Settings) {
-    let run = Uuid::now_v7();
+    tokio::join!(erase(settings), carry_out(settings), care(settings));
+}
+
+fn ticks(settings: &Settings) -> Interval {
     let mut ticks = interval(settings.privacy.every());
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut warned: Option<Instant> = None;
+    ticks
+}
+
+async fn erase(settings: &Settings) {
+    let (mut ticks, mut stopped) = (ticks(settings), Stopped::default());
     loop {
         ticks.tick().await;
-        let passed = match process::pass(settings, run, chrono::Utc::now()).await {
-            Ok(passed) => passed,
-            Err(error) => {
-                tracing::error!(%error, "cannot look for erasures");
-                continue;
+        match process::erase_due(settings).await {
+            Ok(Passed { done, waiting, failed }) => {
+                if done > 0 {
+                    tracing::info!(done, "erased");
+                }
+                stopped.warn(failed, waiting);
             }
-        };
-        let Passed { done, waiting, failed } = passed;
-        if done > 0 {
-            tracing::info!(done, "erased");
+            Err(error) => tracing::error!(%error, "cannot look for erasures"),
         }
-        if failed > 0 && warned.is_none_or(|warned| warned.elapsed() >= WARN_EVERY) {
-            tracing::warn!(failed, waiting, "erasures do not go on; `memfleet privacy list` has the reasons");
-            warned = Some(Instant::now());
+    }
+}
+
+async fn carry_out(settings: &Settings) {
+    let (mut ticks, mut stopped) = (ticks(settings), Stopped::default());
+    loop {
+        ticks.tick().await;
+        match Box::pin(pending::carry_out(settings)).await {
+            Ok(Carried { restricted, exported, waiting, failed }) => {
+                if restricted > 0 || exported > 0 {
+                    tracing::info!(restricted, exported, "requests of services were carried out");
+                }
+                stopped.warn(failed, waiting);
+            }
+            Err(error) => tracing::error!(%error, "cannot look for requests of services"),
         }
+    }
+}
+
+async fn care(settings: &Settings) {
+    let (run, mut ticks) = (Uuid::now_v7(), ticks(settings));
+    loop {
+        ticks.tick().await;
+        if let Err(error) = aftercare::run_if_due(settings, run, Utc::now()).await {
+            tracing::error!(%error, "cannot look after erasures that are complete");
+        }
+    }
+}
+
+/// When it was last warned of requests that do not go on.
+#[derive(Default)]
+struct Stopped {
+    warned: Option<Instant>,
+}
+
+impl Stopped {
+    fn warn(&mut self, failed: u64, waiting: u64) {
+        if failed == 0 || self.warned.is_some_and(|warned| warned.elapsed() < WARN_EVERY) {
+            return;
+        }
+        tracing::warn!(
+            failed,
+            waiting,
+            "privacy requests do not go on; `memfleet privacy list` has the reasons"
+        );
+        self.warned = Some(Instant::now());
     }
 }

@@ -45,11 +45,7 @@ fn is_due(run: Uuid) -> bool {
 ///
 /// # Errors
 /// [`PrivacyError`] of the main database.
-pub(crate) async fn run_if_due(
-    settings: &Settings,
-    run: Uuid,
-    now: DateTime<Utc>,
-) -> Result<(), PrivacyError> {
+pub async fn run_if_due(settings: &Settings, run: Uuid, now: DateTime<Utc>) -> Result<(), PrivacyError> {
     #[derive(QueryableByName)]
     struct Any {
         #[diesel(sql_type = Bool)]

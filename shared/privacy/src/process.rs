@@ -21,7 +21,7 @@ use crate::request::{self, Later, commit_step};
 use crate::step::{Advance, Claimed, Progress, Removal, Step};
 use crate::{blockers, fence, keys, rows, statistics, stores, streams, vectors};
 
-pub use crate::pass::{Passed, pass};
+pub use crate::pass::{Passed, erase_due, run_once};
 pub use crate::stores::Stores;
 
 /// Does one step after the other, until one waits or the last is done.

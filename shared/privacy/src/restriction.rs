@@ -19,6 +19,14 @@ use crate::fence;
 use crate::person::{self, Person};
 use crate::request::MAX_REASON;
 
+const RESTRICTED: &str = "restricted";
+
+// A row that another process inserts at the same time is waited for.
+const PLACE: &str = "
+    INSERT INTO sec.restricted_users AS r (user_id, request_id, waits) VALUES ($1, $2, coalesce($3, false))
+    ON CONFLICT (user_id) DO UPDATE SET request_id = excluded.request_id, waits = $3 WHERE r.waits <> $3
+    RETURNING r.since, r.waits, r.request_id = $2 AND r.since = now() AS is_new";
+
 /// What becomes of requests that come while a restriction lasts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Meanwhile {
@@ -36,6 +44,12 @@ impl Meanwhile {
             Self::Wait => "wait",
             Self::Refuse => "refuse",
         }
+    }
+
+    /// The one of this name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::Wait, Self::Refuse].into_iter().find(|meanwhile| meanwhile.as_str() == name)
     }
 
     fn waits(self) -> bool {
@@ -127,28 +141,85 @@ pub async fn restrict(
     meanwhile: Option<Meanwhile>,
     asked: &Asked,
 ) -> Result<Restriction, PrivacyError> {
-    // A row that another process inserts at the same time is waited for.
-    const PLACE: &str = "
-        INSERT INTO sec.restricted_users AS r (user_id, request_id, waits) VALUES ($1, $2, coalesce($3, false))
-        ON CONFLICT (user_id) DO UPDATE SET request_id = excluded.request_id, waits = $3 WHERE r.waits <> $3
-        RETURNING r.since, r.waits, r.request_id = $2 AND r.since = now() AS is_new";
     check_reason(asked)?;
     let id = Uuid::now_v7();
     db.transaction(async |db| {
-        check(db, user).await?;
-        let placed: Vec<Placed> = diesel::sql_query(PLACE)
-            .bind::<Integer, _>(user.get())
-            .bind::<SqlUuid, _>(id)
-            .bind::<Nullable<Bool>, _>(meanwhile.map(Meanwhile::waits))
-            .load(db)
-            .await?;
-        let Some(Placed { since, waits, is_new }) = placed.into_iter().next() else {
+        check(db, user, RESTRICTED).await?;
+        let Some(Placed { since, waits, is_new }) = put_in_force(db, user, id, meanwhile).await? else {
             return present(db, user).await;
         };
         let meanwhile = Meanwhile::of(waits);
         let due_at = file(db, id, user, Kind::Restrict(meanwhile), asked).await?;
         let change = if is_new { Change::Restricted } else { Change::Meanwhile };
         Ok(Restriction { request: id, since, meanwhile, due_at, change })
+    })
+    .await
+}
+
+/// None if the user is restricted like this already.
+async fn put_in_force(
+    db: &mut Connection,
+    user: UserId,
+    request: Uuid,
+    meanwhile: Option<Meanwhile>,
+) -> Result<Option<Placed>, PrivacyError> {
+    let placed: Vec<Placed> = diesel::sql_query(PLACE)
+        .bind::<Integer, _>(user.get())
+        .bind::<SqlUuid, _>(request)
+        .bind::<Nullable<Bool>, _>(meanwhile.map(Meanwhile::waits))
+        .load(db)
+        .await?;
+    Ok(placed.into_iter().next())
+}
+
+/// Puts a restriction in force that was filed before and that the process `run` has taken. [`complete`] is to follow. One that is in force stays so.
+///
+/// # Errors
+/// [`PrivacyError::Refused`] as [`restrict`], or if another process has the request, or it was rejected.
+pub(crate) async fn place(
+    db: &mut Connection,
+    user: UserId,
+    request: Uuid,
+    run: Uuid,
+    meanwhile: Option<Meanwhile>,
+) -> Result<(), PrivacyError> {
+    #[derive(QueryableByName)]
+    struct Status {
+        #[diesel(sql_type = Bool)]
+        is_pending: bool,
+    }
+    const STATUS: &str = "
+        SELECT request_status = 'pending' AS is_pending FROM public.privacy_requests
+        WHERE user_id = $1 AND id = $2 AND claimed_by = $3 AND request_status IN ('pending', 'in_progress') FOR UPDATE";
+    const BEGUN: &str = "
+        UPDATE public.privacy_requests SET request_status = 'in_progress', details = details || jsonb_build_object('while', $3), updated_at = now()
+        WHERE user_id = $1 AND id = $2";
+    db.transaction(async |db| {
+        let status = diesel::sql_query(STATUS)
+            .bind::<Integer, _>(user.get())
+            .bind::<SqlUuid, _>(request)
+            .bind::<SqlUuid, _>(run);
+        let found: Vec<Status> = status.load(db).await?;
+        let Some(Status { is_pending }) = found.into_iter().next() else {
+            return Err(PrivacyError::Refused(format!(
+                "the request {request} was rejected, or another process goes on with it"
+            )));
+        };
+        if !is_pending {
+            return Ok(());
+        }
+        check(db, user, RESTRICTED).await?;
+        let meanwhile = match put_in_force(db, user, request, meanwhile).await? {
+            Some(placed) => Meanwhile::of(placed.waits),
+            None => present(db, user).await?.meanwhile,
+        };
+        diesel::sql_query(BEGUN)
+            .bind::<Integer, _>(user.get())
+            .bind::<SqlUuid, _>(request)
+            .bind::<Text, _>(meanwhile.as_str())
+            .execute(db)
+            .await?;
+        Ok(())
     })
     .await
 }
@@ -196,7 +267,8 @@ pub async fn complete(
         SELECT EXISTS (SELECT FROM public.privacy_requests WHERE user_id = $1 AND id = $2 AND request_status = 'in_progress') AS is_open";
     // An earlier one is complete, too, whose restriction this one has changed.
     const COMPLETE: &str = "
-        UPDATE public.privacy_requests p SET request_status = 'completed', completed_at = now(), updated_at = now()
+        UPDATE public.privacy_requests p SET request_status = 'completed', completed_at = now(), updated_at = now(), claimed_by = NULL,
+            claimed_until = NULL, retry_at = NULL, last_error = NULL
         FROM public.privacy_requests waited WHERE waited.user_id = $1 AND waited.id = $2 AND p.user_id = $1 AND p.requested_at <= waited.requested_at
             AND p.request_type = 'restrict' AND p.request_status = 'in_progress'";
     let is_open = diesel::sql_query(IS_OPEN).bind::<Integer, _>(user.get()).bind::<SqlUuid, _>(request);
@@ -234,7 +306,7 @@ pub async fn lift(db: &mut Connection, user: UserId, asked: &Asked) -> Result<Li
     check_reason(asked)?;
     let id = Uuid::now_v7();
     db.transaction(async |db| {
-        check(db, user).await?;
+        check(db, user, RESTRICTED).await?;
         let lifted: Vec<Row> = diesel::sql_query(LIFT).bind::<Integer, _>(user.get()).load(db).await?;
         let Some(Row { since, waits, .. }) = lifted.into_iter().next() else {
             return Err(PrivacyError::Refused(format!("user {user} is not restricted")));
@@ -261,11 +333,11 @@ fn check_reason(asked: &Asked) -> Result<(), PrivacyError> {
     }
 }
 
-/// Refuses the platform, and users of whom there is nothing to restrict.
-async fn check(db: &mut Connection, user: UserId) -> Result<(), PrivacyError> {
+/// Refuses the platform, and users of whom there is nothing to restrict or to rectify. `done` is what cannot be done to the platform.
+pub(crate) async fn check(db: &mut Connection, user: UserId, done: &str) -> Result<(), PrivacyError> {
     let refused = |problem: String| Err(PrivacyError::Refused(problem));
     if user == UserId::PLATFORM {
-        return refused("user 0 is the platform, and cannot be restricted".to_owned());
+        return refused(format!("user 0 is the platform, and cannot be {done}"));
     }
     // A role that row-level security applies to would see no user.
     fence::see_all(db).await?;

@@ -1,6 +1,7 @@
-//! Stores retention policies and legal holds, and removes what they do not keep.
+//! Stores retention policies and legal holds, and removes what they do not keep. Files what a person asks for by law.
 //!
-//! It processes the stream `RETENTION`, whose requests set policies and holds (`store/policies.rs`), and the job `retention-sweep`.
+//! It processes the stream `RETENTION`, whose requests set policies and holds (`store/policies.rs`) or are filed for an operator
+//! (`store/privacy.rs`, docs/adr/0062), and the job `retention-sweep`.
 //! Which rows are due is decided by functions of the database (`sec.due_…`), which the job grants, the sweep and the preview share
 //! (docs/adr/0052). A run takes a slice of the users, and at most 2,000 rows (`store/sweep.rs`):
 //!

@@ -107,6 +107,24 @@ pub async fn export(settings: &Settings, new: NewExport) -> Result<Export, Priva
     exported
 }
 
+/// Carries out an export that was filed before and that the process `run` has taken. What an attempt that was killed has left in its folder, which
+/// has nothing else, is deleted first. The request is to be given back afterwards, also if it is complete: one that is not may lack parts.
+///
+/// # Errors
+/// As [`export`]. The request stays `in_progress`, and no part is left.
+pub(crate) async fn carry_out(
+    settings: &Settings,
+    new: &NewExport,
+    request: Uuid,
+    by: Uuid,
+) -> Result<Export, PrivacyError> {
+    // Its session has the lock of the person, which goes with it.
+    let mut stores = Stores::open(settings).await?;
+    request::begin(&mut stores.database, new.user, request, by).await?;
+    part::delete_all(&new.folder, request);
+    run(settings, &mut stores, new, request).await
+}
+
 async fn run(
     settings: &Settings,
     stores: &mut Stores,

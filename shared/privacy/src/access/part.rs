@@ -141,7 +141,7 @@ impl Parts {
         let recipient = &self.recipient;
         let (bytes, hash) = blocking(|| encrypt(recipient, &plain, &temporary))
             .map_err(|error| failed("write", &temporary, error))?;
-        let file = part_name(self.export, number);
+        let file = final_name(self.export, number);
         self.written.parts.push(Part { file, bytes, sha256: to_hex(&hash) });
         Ok(())
     }
@@ -239,14 +239,25 @@ impl Drop for Written {
     }
 }
 
-/// The name of a part.
-fn part_name(export: Uuid, number: usize) -> String {
-    format!("access-{export}.{number:04}.{FINAL_ENDING}")
-}
-
 /// The name of a part that is being written.
 fn temporary(export: Uuid, number: usize) -> String {
     format!(".access-{export}.{number:04}.incomplete")
+}
+
+/// The name of a part that is complete.
+fn final_name(export: Uuid, number: usize) -> String {
+    format!("access-{export}.{number:04}.{FINAL_ENDING}")
+}
+
+/// Deletes all parts of an export, complete or not.
+pub(super) fn delete_all(folder: &Path, export: Uuid) {
+    for number in 1..=MAX_PARTS {
+        let paths = [temporary(export, number), final_name(export, number)].map(|name| folder.join(name));
+        if !paths.iter().any(|path| path.exists()) {
+            break;
+        }
+        paths.iter().for_each(|path| remove(path));
+    }
 }
 
 /// Deletes what exports that were interrupted have left in a folder. Nobody can open it but whom they were for.
@@ -259,7 +270,7 @@ pub(super) fn delete_left(folder: &Path, exports: &[Uuid]) {
         // From the last part on, they may have names.
         for number in 1..=MAX_PARTS {
             let places =
-                [temporary(*export, number), part_name(*export, number)].map(|name| folder.join(name));
+                [temporary(*export, number), final_name(*export, number)].map(|name| folder.join(name));
             if places.iter().all(|path| !path.exists()) {
                 break;
             }

@@ -39,7 +39,7 @@ pub(super) async fn file(db: &mut Connection, new: &NewExport) -> Result<Filed, 
     const INTERRUPTED: &str = "
         UPDATE public.privacy_requests SET request_status = 'rejected', completed_at = now(), updated_at = now(),
             last_error = 'interrupted: the process ended before the export was complete'
-        WHERE user_id = $1 AND request_type = 'access' AND request_status = 'in_progress' RETURNING id";
+        WHERE user_id = $1 AND request_type = 'access' AND claimed_by IS NULL AND request_status = 'in_progress' RETURNING id";
     const COMPLETE: &str = "
         SELECT id FROM public.privacy_requests WHERE user_id = $1 AND request_type = 'access' AND request_status = 'completed'";
     const FILE: &str = "
@@ -68,6 +68,30 @@ pub(super) async fn file(db: &mut Connection, new: &NewExport) -> Result<Filed, 
         .execute(db)
         .await?;
     Ok(Filed { id, interrupted: interrupted.into_iter().map(|one| one.id).collect() })
+}
+
+/// Begins an export that was filed before and that the process `run` has taken.
+pub(super) async fn begin(
+    db: &mut Connection,
+    user: UserId,
+    request: Uuid,
+    run: Uuid,
+) -> Result<(), PrivacyError> {
+    const BEGIN: &str = "
+        UPDATE public.privacy_requests SET request_status = 'in_progress', completed_at = NULL, updated_at = now()
+        WHERE user_id = $1 AND id = $2 AND claimed_by = $3 AND request_type = 'access' AND request_status IN ('pending', 'in_progress', 'completed')";
+    check_open(db, user).await?;
+    lock(db, user).await?;
+    let begin = diesel::sql_query(BEGIN)
+        .bind::<Integer, _>(user.get())
+        .bind::<SqlUuid, _>(request)
+        .bind::<SqlUuid, _>(run);
+    match begin.execute(db).await? {
+        1 => Ok(()),
+        _ => Err(PrivacyError::Refused(format!(
+            "the request {request} was rejected, or another process goes on with it"
+        ))),
+    }
 }
 
 async fn lock(db: &mut Connection, user: UserId) -> Result<(), PrivacyError> {

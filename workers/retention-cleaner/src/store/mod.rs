@@ -2,6 +2,7 @@
 
 pub(crate) mod archive;
 pub(crate) mod policies;
+mod privacy;
 pub(crate) mod progress;
 mod removal;
 pub(crate) mod steps;

@@ -1,4 +1,4 @@
-//! Policies and legal holds. Of two requests for the same rows or hold, the one that JetStream stored later decides.
+//! Policies and legal holds, and what is filed beside them (`privacy.rs`). Of two requests for the same rows or hold, the one that JetStream stored later decides.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -13,7 +13,7 @@ use diesel_async::RunQueryDsl;
 use runtime::{Reason, Verdict};
 use uuid::Uuid;
 
-use crate::store::progress;
+use crate::store::{privacy, progress};
 use crate::{Message, RetentionItem};
 
 ::store::unnest_row! {
@@ -116,19 +116,30 @@ enum Subject {
     Hold(i32, Uuid),
 }
 
-fn subject(message: &Message, request: &RetentionRequest) -> Subject {
+/// None of a request that is about no policy and no hold.
+fn subject(message: &Message, request: &RetentionRequest) -> Option<Subject> {
     let user = message.user_id().get();
     match request {
-        RetentionRequest::PolicyPut(put) => Subject::Rows(user, put.table, put.chat_mode, put.access_tier),
-        RetentionRequest::PolicyRemove(remove) => {
-            Subject::Rows(user, remove.table, remove.chat_mode, remove.access_tier)
+        RetentionRequest::PolicyPut(put) => {
+            Some(Subject::Rows(user, put.table, put.chat_mode, put.access_tier))
         }
-        RetentionRequest::PolicyHold(hold) => Subject::Hold(user, hold.hold_id),
+        RetentionRequest::PolicyRemove(remove) => {
+            Some(Subject::Rows(user, remove.table, remove.chat_mode, remove.access_tier))
+        }
+        RetentionRequest::PolicyHold(hold) => Some(Subject::Hold(user, hold.hold_id)),
+        RetentionRequest::PrivacyAccess(_)
+        | RetentionRequest::PrivacyRectify(_)
+        | RetentionRequest::PrivacyRestrict(_)
+        | RetentionRequest::PrivacyAnonymise(_)
+        | RetentionRequest::PrivacyErase(_) => None,
     }
 }
 
+/// A request and its place in the batch.
+type Placed<'a> = (usize, &'a Message, &'a RetentionRequest);
+
 /// The requests of a batch in the order of the stream, in rounds that have each subject once.
-fn rounds<'a>(batch: &[&'a Message], archives: bool) -> Vec<Vec<(usize, &'a Message, &'a RetentionRequest)>> {
+fn rounds<'a>(batch: &[&'a Message], archives: bool) -> Vec<Vec<Placed<'a>>> {
     let mut order: Vec<usize> = (0..batch.len()).collect();
     // What was delivered again may stand behind what came later.
     order.sort_by_key(|index| batch[*index].sequence);
@@ -140,7 +151,8 @@ fn rounds<'a>(batch: &[&'a Message], archives: bool) -> Vec<Vec<(usize, &'a Mess
         if is_in_vain(&message.request, archives) {
             continue;
         }
-        let round = seen.entry(subject(message, request)).or_default();
+        let Some(subject) = subject(message, request) else { continue };
+        let round = seen.entry(subject).or_default();
         if rounds.len() <= *round {
             rounds.push(Vec::new());
         }
@@ -156,9 +168,55 @@ fn is_in_vain(request: &RetentionItem, archives: bool) -> bool {
         RetentionItem::Request(RetentionRequest::PolicyPut(put)) => {
             !archives && put.action == RetentionAction::Archive
         }
-        RetentionItem::Request(RetentionRequest::PolicyRemove(_) | RetentionRequest::PolicyHold(_))
+        RetentionItem::Request(
+            RetentionRequest::PolicyRemove(_)
+            | RetentionRequest::PolicyHold(_)
+            | RetentionRequest::PrivacyAccess(_)
+            | RetentionRequest::PrivacyRectify(_)
+            | RetentionRequest::PrivacyRestrict(_)
+            | RetentionRequest::PrivacyAnonymise(_)
+            | RetentionRequest::PrivacyErase(_),
+        )
         | RetentionItem::Tick(_) => false,
     }
+}
+
+/// The rows of a round.
+fn rows<'a>(round: &[Placed<'a>]) -> (Vec<PolicyRow<'a>>, Vec<HoldRow<'a>>) {
+    let (mut policies, mut holds) = (Vec::new(), Vec::new());
+    for (index, message, request) in round {
+        let place = i32::try_from(*index).unwrap_or(i32::MAX);
+        match request {
+            RetentionRequest::PolicyPut(put) => policies.push(PolicyRow {
+                // The range of the type fits.
+                keep_days: i32::try_from(put.keep_days.get()).ok(),
+                action: put.action.as_str(),
+                ..policy(place, message, put.table, put.chat_mode, put.access_tier)
+            }),
+            RetentionRequest::PolicyRemove(remove) => {
+                policies.push(policy(place, message, remove.table, remove.chat_mode, remove.access_tier));
+            }
+            RetentionRequest::PolicyHold(hold) => holds.push(HoldRow {
+                place,
+                id: hold.hold_id,
+                user_id: message.user_id().get(),
+                table_name: hold.table.map(RetainedTable::as_str),
+                chat_mode: hold.chat_mode.map(ChatMode::as_str),
+                access_tier: hold.access_tier.map(AccessTier::as_str),
+                reason: hold.reason.as_str(),
+                is_released: hold.released,
+                stored_at: message.stored_at,
+                request_id: message.request_id,
+            }),
+            // They have no subject, and are in no round.
+            RetentionRequest::PrivacyAccess(_)
+            | RetentionRequest::PrivacyRectify(_)
+            | RetentionRequest::PrivacyRestrict(_)
+            | RetentionRequest::PrivacyAnonymise(_)
+            | RetentionRequest::PrivacyErase(_) => {}
+        }
+    }
+    (policies, holds)
 }
 
 /// Writes a batch of requests. `archives`: whether there is a target for archives. Once a hold is committed, no run removes what it covers:
@@ -170,33 +228,7 @@ pub(crate) async fn write(
 ) -> Result<Vec<Verdict>, Fault> {
     let mut answered: HashMap<usize, bool> = HashMap::with_capacity(batch.len());
     for round in rounds(batch, archives) {
-        let (mut policies, mut holds) = (Vec::new(), Vec::new());
-        for (index, message, request) in &round {
-            let place = i32::try_from(*index).unwrap_or(i32::MAX);
-            match request {
-                RetentionRequest::PolicyPut(put) => policies.push(PolicyRow {
-                    // The range of the type fits.
-                    keep_days: i32::try_from(put.keep_days.get()).ok(),
-                    action: put.action.as_str(),
-                    ..policy(place, message, put.table, put.chat_mode, put.access_tier)
-                }),
-                RetentionRequest::PolicyRemove(remove) => {
-                    policies.push(policy(place, message, remove.table, remove.chat_mode, remove.access_tier));
-                }
-                RetentionRequest::PolicyHold(hold) => holds.push(HoldRow {
-                    place,
-                    id: hold.hold_id,
-                    user_id: message.user_id().get(),
-                    table_name: hold.table.map(RetainedTable::as_str),
-                    chat_mode: hold.chat_mode.map(ChatMode::as_str),
-                    access_tier: hold.access_tier.map(AccessTier::as_str),
-                    reason: hold.reason.as_str(),
-                    is_released: hold.released,
-                    stored_at: message.stored_at,
-                    request_id: message.request_id,
-                }),
-            }
-        }
+        let (policies, holds) = rows(&round);
         let mut answers: Vec<Answer> = Vec::new();
         if !policies.is_empty() {
             answers = with_rows(&PUT, policies).load(connection).await?;
@@ -214,11 +246,14 @@ pub(crate) async fn write(
     if batch.iter().any(is_hold) {
         progress::await_run(connection).await?;
     }
-    let verdict = |(index, message): (usize, &&Message)| match answered.get(&index) {
-        _ if is_in_vain(&message.request, archives) => Verdict::Rejected(Reason::new(NO_TARGET)),
-        Some(true) => Verdict::applied(message),
-        Some(false) => Verdict::unchanged(message),
-        None => Verdict::missing_prerequisite(message),
+    let mut filed = privacy::file(connection, batch).await?;
+    let verdict = |(index, message): (usize, &&Message)| {
+        filed.remove(&index).unwrap_or_else(|| match answered.get(&index) {
+            _ if is_in_vain(&message.request, archives) => Verdict::Rejected(Reason::new(NO_TARGET)),
+            Some(true) => Verdict::applied(message),
+            Some(false) => Verdict::unchanged(message),
+            None => Verdict::missing_prerequisite(message),
+        })
     };
     Ok(batch.iter().enumerate().map(verdict).collect())
 }

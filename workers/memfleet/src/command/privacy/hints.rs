@@ -22,7 +22,7 @@ async fn is_known(connection: &mut Connection) -> Result<bool, Fault> {
     Ok(table.exists)
 }
 
-/// Erasures and restrictions that somebody should look after, a line each kind: those that are late or will be within seven days, that a hold
+/// Requests of persons that somebody should look after, a line each kind: those that are late or will be within seven days, that a hold
 /// keeps, and that have failed for an hour. No line names a user.
 ///
 /// # Errors
@@ -44,7 +44,7 @@ pub(crate) async fn alarms(connection: &mut Connection) -> Result<Vec<String>, F
             count(*) FILTER (WHERE due_at BETWEEN now() AND now() + interval '7 days') AS due,
             count(*) FILTER (WHERE request_status = 'held') AS held,
             count(*) FILTER (WHERE last_error IS NOT NULL AND requested_at < now() - interval '1 hour') AS failing
-        FROM privacy_requests WHERE request_type IN ('erase', 'anonymise', 'restrict') AND request_status IN ('pending', 'held', 'in_progress')";
+        FROM privacy_requests WHERE request_type IN ('erase', 'anonymise', 'restrict', 'access', 'rectify') AND request_status IN ('pending', 'held', 'in_progress')";
     if !is_known(connection).await? {
         return Ok(Vec::new());
     }

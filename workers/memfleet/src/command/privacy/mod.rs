@@ -6,6 +6,7 @@ mod erase;
 pub(crate) mod hints;
 mod list;
 mod reapply;
+mod rectify;
 mod requests;
 mod restrict;
 mod run;
@@ -26,6 +27,7 @@ use cancel::CancelArgs;
 use erase::EraseArgs;
 use list::ListArgs;
 use reapply::ReapplyArgs;
+use rectify::{RectifyArgs, RejectArgs};
 use restrict::{LiftArgs, RestrictArgs};
 use run::RunArgs;
 use show::ShowArgs;
@@ -49,9 +51,17 @@ The data of a person who is restricted stay, and no worker reads or writes them:
   memfleet privacy restrict 42 --while wait --reason 'letter of 3 May'
   memfleet privacy lift 42
 
+What services request for a person (privacy.access, privacy.restrict, privacy.erase ...) is carried out by the same process. A correction waits for an
+operator:
+
+  memfleet privacy list --open
+  memfleet privacy show 0193c0de-0000-7000-8000-000000000001
+  memfleet privacy rectify 0193c0de-0000-7000-8000-000000000001
+  memfleet privacy rectify 42 --table users --set 'email=\"ada@example.org\"' --reason 'letter of 3 May'
+
 After a restore of the database, run `memfleet privacy reapply` before any worker starts.";
 
-/// Erases persons from all stores, and proves it; exports all that is stored of a person; restricts the processing of their data.
+/// Erases persons from all stores, and proves it; exports all that is stored of a person; restricts the processing of their data, and corrects them.
 ///
 /// Needs roles that bypass row-level security as postgres.url and keys.url.
 #[derive(Debug, Args)]
@@ -63,9 +73,9 @@ pub struct PrivacyArgs {
 
 #[derive(Debug, Subcommand)]
 enum What {
-    /// List erasures that are not complete, and restrictions.
+    /// List requests of persons: erasures that are not complete, restrictions, exports and corrections.
     List(ListArgs),
-    /// Show a request: of an erasure its step, what stops it, what it has deleted; or its receipt.
+    /// Show a request: of an erasure its step, what stops it, what it has deleted, or its receipt; of a correction, what is wrong.
     Show(ShowArgs),
     /// Erase a person. Everything of the person is deleted for good, and the id is refused from then on.
     Erase(EraseArgs),
@@ -75,9 +85,13 @@ enum What {
     Restrict(RestrictArgs),
     /// Lift the restriction of a person.
     Lift(LiftArgs),
+    /// Correct wrong data of a person, as a service has requested it, or without a request.
+    Rectify(RectifyArgs),
+    /// Refuse a correction, a restriction or an export that a service has requested.
+    Reject(RejectArgs),
     /// Print the sums over anonymised persons, by month. Sums of fewer than five persons are left out.
     Statistics(StatisticsArgs),
-    /// Do what is due of all erasures.
+    /// Do what is due of all erasures, and of restrictions and exports that services have requested.
     Run(RunArgs),
     /// Check a receipt, and count again what is there of the person.
     Verify(VerifyArgs),
@@ -117,6 +131,8 @@ pub async fn execute(args: PrivacyArgs, settings: &Settings) -> anyhow::Result<(
         What::Anonymise(args) => erase::execute(&args, Removal::Anonymise, settings).await,
         What::Restrict(args) => restrict::restrict(&args, settings).await,
         What::Lift(args) => restrict::lift(&args, settings).await,
+        What::Rectify(args) => rectify::rectify(&args, settings).await,
+        What::Reject(args) => rectify::execute_reject(&args, settings).await,
         What::Statistics(args) => statistics::execute(&args, settings).await,
         What::Run(args) => run::execute(&args, settings).await,
         What::Verify(args) => verify::execute(&args, settings).await,

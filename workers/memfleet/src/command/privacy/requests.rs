@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 use store::Connection;
 use uuid::Uuid;
 
-/// An erasure that is not complete, or that was cancelled; a restriction, or its lift; an export.
+/// An erasure that is not complete, or that was cancelled; a restriction, or its lift; an export; a correction.
 #[derive(Clone, Debug, Serialize, QueryableByName)]
 pub(super) struct Request {
     #[diesel(sql_type = SqlUuid)]
@@ -26,6 +26,8 @@ pub(super) struct Request {
     pub(super) status: String,
     #[diesel(sql_type = Nullable<Text>)]
     pub(super) step: Option<String>,
+    #[diesel(sql_type = Nullable<Text>)]
+    pub(super) service: Option<String>,
     #[diesel(sql_type = Nullable<Text>)]
     pub(super) reason: Option<String>,
     #[diesel(sql_type = Timestamptz)]
@@ -46,6 +48,18 @@ pub(super) struct Request {
     #[diesel(sql_type = Nullable<Text>)]
     #[serde(rename = "while", skip_serializing_if = "Option::is_none")]
     pub(super) meanwhile: Option<String>,
+    /// Of an export that waits: the public key of whoever can open it.
+    #[diesel(sql_type = Nullable<Text>)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) recipient: Option<String>,
+    /// Of a correction that waits or was rejected: what is wrong.
+    #[diesel(sql_type = Nullable<Jsonb>)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) corrections: Option<serde_json::Value>,
+    /// Of a correction that was carried out: the columns.
+    #[diesel(sql_type = Nullable<Jsonb>)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) corrected: Option<serde_json::Value>,
     #[diesel(sql_type = Jsonb)]
     #[serde(skip)]
     progress: serde_json::Value,
@@ -71,10 +85,12 @@ pub(super) async fn requests(
     limit: i64,
 ) -> anyhow::Result<Vec<Request>> {
     const LIST: &str = "
-        SELECT r.id, r.user_id, r.request_type::text AS request_type, r.request_status::text AS status, r.step::text AS step, r.reason, r.requested_at, r.due_at, r.retry_at,
-            r.completed_at, r.last_error, r.hold_id, h.reason AS hold_reason, r.details ->> 'while' AS meanwhile, r.progress
+        SELECT r.id, r.user_id, r.request_type::text AS request_type, r.request_status::text AS status, r.step::text AS step, r.service, r.reason, r.requested_at, r.due_at, r.retry_at,
+            r.completed_at, r.last_error, r.hold_id, h.reason AS hold_reason, r.details ->> 'while' AS meanwhile,
+            CASE WHEN r.request_type = 'access' THEN r.details ->> 'recipient' END AS recipient, r.details -> 'corrections' AS corrections,
+            r.details -> 'corrected' AS corrected, r.progress
         FROM privacy_requests r LEFT JOIN retention_holds h ON h.id = r.hold_id AND h.user_id IN (r.user_id, 0)
-        WHERE r.request_type::text IN ('erase', 'anonymise', 'restrict', 'lift', 'access') AND ($1 IS NULL OR r.id = $1) AND ($2 IS NULL OR r.user_id = $2)
+        WHERE r.request_type::text IN ('erase', 'anonymise', 'restrict', 'lift', 'access', 'rectify') AND ($1 IS NULL OR r.id = $1) AND ($2 IS NULL OR r.user_id = $2)
             AND (NOT ($3 OR $4) OR r.request_status IN ('pending', 'held', 'in_progress')) AND (NOT $4 OR r.due_at < now())
             AND (NOT $6 OR EXISTS (SELECT FROM sec.restricted_users u WHERE u.user_id = r.user_id AND u.request_id = r.id))
         ORDER BY r.due_at, r.id LIMIT $5";

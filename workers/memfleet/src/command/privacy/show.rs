@@ -11,6 +11,7 @@ use cli::{out, outln};
 use config::Settings;
 use privacy::Removal;
 use serde::Serialize;
+use serde_json::Value;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
@@ -42,7 +43,7 @@ pub(super) async fn execute(args: &ShowArgs, settings: &Settings) -> anyhow::Res
 fn show_request(request: &Request, json: bool) {
     let counts = request.counts();
     if json {
-        let counts: serde_json::Map<String, serde_json::Value> = counts
+        let counts: serde_json::Map<String, Value> = counts
             .into_iter()
             .map(|(table, (before, deleted))| {
                 (table, serde_json::json!({ "before": before, "deleted": deleted }))
@@ -59,10 +60,14 @@ fn show_request(request: &Request, json: bool) {
     if Removal::from_name(&request.request_type).is_some() {
         line("step", request.step.as_deref().unwrap_or("not begun"));
     }
+    if let Some(service) = &request.service {
+        line("service", service);
+    }
     line("requested", &time(request.requested_at));
     line("due", &time(request.due_at));
     let rest = [
         ("while", request.meanwhile.clone()),
+        ("recipient", request.recipient.clone()),
         ("reason", request.reason.clone()),
         ("hold", request.hold_id.map(|id| id.to_string())),
         ("held for", request.hold_reason.clone()),
@@ -75,6 +80,7 @@ fn show_request(request: &Request, json: bool) {
             line(name, &value);
         }
     }
+    show_corrections(request);
     let mut table =
         Table::new([("table", Align::Left), ("rows before", Align::Right), ("deleted", Align::Right)]);
     for (name, (before, deleted)) in counts.iter().filter(|(_, (before, _))| *before > 0) {
@@ -82,6 +88,20 @@ fn show_request(request: &Request, json: bool) {
     }
     if counts.values().any(|(before, _)| *before > 0) {
         out!("\n{table}");
+    }
+}
+
+/// What is wrong, or what was corrected. A service has written it: it need not have the form that it should have.
+fn show_corrections(request: &Request) {
+    let text = |one: &Value, field: &str| one[field].as_str().unwrap_or("?").to_owned();
+    for (name, list) in [("correct", &request.corrections), ("corrected", &request.corrected)] {
+        for one in list.iter().filter_map(Value::as_array).flatten() {
+            let row = one["row"].as_str().map(|row| format!(" of {row}")).unwrap_or_default();
+            let was = one.get("was").map(|was| format!(", instead of {was}")).unwrap_or_default();
+            let value = one.get("value").map(|value| format!(": {value}{was}")).unwrap_or_default();
+            let place = format!("{}.{}{row}{value}", text(one, "table"), text(one, "column"));
+            outln!("{name:<12} {}", printable(&place));
+        }
     }
 }
 
