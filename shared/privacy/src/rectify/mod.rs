@@ -5,7 +5,7 @@
 
 mod columns;
 
-use contract::{Correction, UserId};
+use contract::{Correction, Json, UserId};
 use diesel::QueryableByName;
 use diesel::sql_types::{Array, BigInt, Bool, Integer, Jsonb, Nullable, Text, Uuid as SqlUuid};
 use diesel_async::{AsyncConnection, RunQueryDsl};
@@ -275,7 +275,7 @@ impl<'a> Change<'a> {
         let rows: Vec<Read> = diesel::sql_query(read)
             .bind::<Integer, _>(user.get())
             .bind::<Nullable<SqlUuid>, _>(self.correction.row)
-            .bind::<Nullable<Text>, _>(self.correction.was.as_ref().map(|was| was.as_str()))
+            .bind::<Nullable<Text>, _>(self.correction.was.as_ref().map(Json::as_str))
             .load(db)
             .await?;
         let place = self.place();
