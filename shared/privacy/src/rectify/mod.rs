@@ -5,10 +5,9 @@
 
 mod columns;
 
-use chrono::{DateTime, Utc};
-use contract::{Correction, UserId};
+use contract::{Correction, Json, UserId};
 use diesel::QueryableByName;
-use diesel::sql_types::{BigInt, Bool, Integer, Jsonb, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use diesel::sql_types::{Array, BigInt, Bool, Integer, Jsonb, Nullable, Text, Uuid as SqlUuid};
 use diesel_async::{AsyncConnection, RunQueryDsl};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -276,7 +275,7 @@ impl<'a> Change<'a> {
         let rows: Vec<Read> = diesel::sql_query(read)
             .bind::<Integer, _>(user.get())
             .bind::<Nullable<SqlUuid>, _>(self.correction.row)
-            .bind::<Nullable<Text>, _>(self.correction.was.as_ref().map(|was| was.as_str()))
+            .bind::<Nullable<Text>, _>(self.correction.was.as_ref().map(Json::as_str))
             .load(db)
             .await?;
         let place = self.place();
@@ -380,30 +379,30 @@ async fn complete(
     user: UserId,
     request: Uuid,
     corrected: &[Corrected],
-) -> Result<DateTime<Utc>, PrivacyError> {
+) -> Result<(), PrivacyError> {
     #[derive(Serialize)]
     struct Place {
         table: &'static str,
         row: Option<Uuid>,
         column: &'static str,
     }
-    #[derive(QueryableByName)]
-    struct Completed {
-        #[diesel(sql_type = Timestamptz)]
-        completed_at: DateTime<Utc>,
-    }
     const COMPLETE: &str = "
         UPDATE public.privacy_requests SET request_status = 'completed', completed_at = now(), updated_at = now(), details = $1, last_error = NULL
-        WHERE user_id = $2 AND id = $3 AND request_type = 'rectify' AND request_status IN ('pending', 'in_progress') RETURNING completed_at";
+        WHERE user_id = $2 AND id = $3 AND request_type = 'rectify' AND request_status IN ('pending', 'in_progress')";
     let places: Vec<Place> =
         corrected.iter().map(|one| Place { table: one.table, row: one.row, column: one.column }).collect();
-    let completed: Completed = diesel::sql_query(COMPLETE)
+    let completed = diesel::sql_query(COMPLETE)
         .bind::<Jsonb, _>(serde_json::json!({ "corrected": places }))
         .bind::<Integer, _>(user.get())
         .bind::<SqlUuid, _>(request)
-        .get_result(db)
+        .execute(db)
         .await?;
-    Ok(completed.completed_at)
+    match completed {
+        1 => Ok(()),
+        _ => Err(PrivacyError::Refused(format!(
+            "the rectification {request} was changed at the same time; try again"
+        ))),
+    }
 }
 
 /// Looks for the old values where no rectification changes them.
@@ -433,7 +432,7 @@ async fn elsewhere(
     let sought: Vec<&str> = changed.filter_map(|one| one.before.as_str()).filter(is_sought).collect();
     let Counts { events, memories, archives } = diesel::sql_query(COUNTS)
         .bind::<Integer, _>(user.get())
-        .bind::<diesel::sql_types::Array<Text>, _>(sought)
+        .bind::<Array<Text>, _>(sought)
         .get_result(db)
         .await?;
     Ok(Elsewhere {

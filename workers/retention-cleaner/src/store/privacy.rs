@@ -99,7 +99,7 @@ fn row<'a>(index: usize, message: &'a Message) -> Result<Option<FiledRow<'a>>, F
         user_id: message.user_id().get(),
         kind,
         service: message.publisher(),
-        reason: reason.map(|reason| reason.as_str()),
+        reason: reason.map(PrivacyReason::as_str),
         content,
         stored_at: message.stored_at,
         request_id: message.request_id,
