@@ -299,12 +299,13 @@ async fn a_request_that_was_published_before_does_not_undo_a_rectification() {
 /// The text of a memory is computed into vectors, and stays.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_operator_is_warned_of_memories_and_archives() {
+    const ARCHIVE: &str = "0193c0de-0000-7000-8000-00000000000c";
     let fixture = two_users().await;
     fixture
         .execute(&format!(
             "UPDATE unified_memory_vectors SET content_text = 'Adda lives in Lisbon' WHERE user_id = {PERSON};
              INSERT INTO archives (id, table_name, location, manifest_hash, policies, run_id, row_count, byte_count, first_at, last_at, user_ids, not_removed)
-                 VALUES (gen_random_uuid(), 'blackboard_events', 'x', sha256('x'), '{{}}', gen_random_uuid(), 1, 1, now(), now(), ARRAY[{PERSON}], '{{}}')"
+                 VALUES ('{ARCHIVE}', 'blackboard_events', 'blackboard_events/2026-01/{ARCHIVE}', sha256('x'), '{{}}', gen_random_uuid(), 1, 1, now(), now(), ARRAY[{PERSON}], '{{}}')"
         ))
         .await;
     let rectify = [

@@ -251,7 +251,7 @@ fn every_option_can_be_passed_on_in_the_environment() {
                    archive.url = \"file:///a\"\narchive.signing_key_file = \"s\"\narchive.public_keys_file = \"p\"\n\
                    archive.s3_region = \"r\"\narchive.s3_url = \"https://u\"\nworker.batch_size = 7\n\
                    vectors.url = \"http://u\"\nvectors.api_key = \"k\"\nvectors.model = \"m\"\nvectors.dimension = 3\nhealth.listen = \"127.0.0.1:1\"\n\
-                   privacy.receipt_url = \"file:///r\"\nprivacy.receipt_key_file = \"r\"\nprivacy.public_keys_file = \"p\"\n";
+                   privacy.receipt_url = \"file:///r\"\nprivacy.receipt_key_file = \"r\"\nprivacy.public_keys_file = \"p\"\nprivacy.export_folder = \"/e\"\n";
     let embedder = "weights = \"w\"\nthreads = 1\nurl = \"u\"\nmodel = \"m\"\ndimension = 3\ntoken = \"t\"\nrequests_per_second = 1\n";
     let content = &format!("{content}[embedder]\n{embedder}[next_embedder]\n{embedder}");
     let settings = load("passed-on", content).unwrap();
@@ -370,6 +370,7 @@ fn a_text_option_takes_any_text_of_the_environment() {
     let text = |section: &str, name: &str, text: &str| match (section, name) {
         ("archive", "url") | ("privacy", "receipt_url") => format!("file:///{text}"),
         ("archive", "s3_url") => format!("https://{text}"),
+        ("privacy", "export_folder") => format!("/{text}"),
         (_, "url") => format!("http://{text}"),
         _ => text.to_owned(),
     };

@@ -263,18 +263,9 @@ pub(super) fn delete_all(folder: &Path, export: Uuid) {
 /// Deletes what exports that were interrupted have left in a folder. Nobody can open it but whom they were for.
 pub(super) fn delete_left(folder: &Path, exports: &[Uuid]) {
     for export in exports {
-        let first = folder.join(temporary(*export, 1));
-        if !first.exists() {
-            continue;
-        }
-        // From the last part on, they may have names.
-        for number in 1..=MAX_PARTS {
-            let places =
-                [temporary(*export, number), final_name(*export, number)].map(|name| folder.join(name));
-            if places.iter().all(|path| !path.exists()) {
-                break;
-            }
-            places.iter().for_each(|path| remove(path));
+        // The first part gets its name last.
+        if folder.join(temporary(*export, 1)).exists() {
+            delete_all(folder, *export);
         }
     }
 }
