@@ -161,7 +161,9 @@ async fn a_person_is_erased_or_anonymised_and_not_both() {
         assert!(!ended.is_success() && ended.err.contains("is under way"), "{}", ended.all());
     }
     let listed = json(&fixture, &["list"]).await;
-    assert_eq!(listed["requests"][0]["request_type"], "anonymise");
+    let requests = listed["requests"].as_array().expect("requests").iter();
+    let types: Vec<_> = requests.map(|one| one["request_type"].as_str().expect("a type")).collect();
+    assert!(types.contains(&"anonymise") && !types.contains(&"erase"), "{types:?}");
     fixture.execute("DELETE FROM privacy_requests").await;
     assert_eq!(
         fixture.lines("anonymize_user_data(n) IS NOT NULL FROM (VALUES (1)) AS v (n)").await,

@@ -135,15 +135,16 @@ pub(super) async fn complete(
     export: &Export,
     index: &Index,
 ) -> Result<(), PrivacyError> {
+    // What a service has asked for stays: an export that is killed before its parts have names is made again.
     const COMPLETE: &str = "
-        UPDATE public.privacy_requests SET request_status = 'completed', completed_at = now(), updated_at = now(), details = $1
+        UPDATE public.privacy_requests SET request_status = 'completed', completed_at = now(), updated_at = now(), details = details || $1
         WHERE user_id = $2 AND id = $3 AND request_type = 'access' AND request_status = 'in_progress'";
     const NOTE: &str = "
         INSERT INTO audit.data_access_log (subject_token, role_name, service, request_id, access_type, object_name, rows_returned)
         SELECT s.token, session_user, $1, $2, $3, 'all stores', $4
         FROM (VALUES ($5)) AS u (id) LEFT JOIN audit.subjects s ON s.user_id = u.id";
     let details = json!({
-        "recipient": new.recipient.kind(), "exported_at": export.exported_at, "parts": export.parts, "rows": index.counts(),
+        "encrypted_for": new.recipient.kind(), "exported_at": export.exported_at, "parts": export.parts, "rows": index.counts(),
         "unreadable_fields": export.unreadable
     });
     let (user, request) = (new.user.get(), export.request);
