@@ -5,7 +5,7 @@ use std::time::Duration;
 use chrono::Utc;
 use config::Settings;
 use privacy::process::{self, Passed};
-use privacy::{Carried, aftercare, pending};
+use privacy::{Carried, PrivacyError, aftercare, pending};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 use uuid::Uuid;
 
@@ -13,9 +13,14 @@ use uuid::Uuid;
 const WARN_EVERY: Duration = Duration::from_secs(60);
 
 /// Does what is due of all erasures, and of requests of services, every `privacy.every_s` seconds, and looks after erasures that are complete. None of
-/// the three waits for another. It never returns: after a failure, it tries again at the next interval. Several may run at once.
+/// these waits for another. It never returns: after a failure, it tries again at the next interval. Several may run at once.
 pub async fn follow(settings: &Settings) {
-    tokio::join!(erase(settings), carry_out(settings), care(settings));
+    tokio::join!(
+        erase(settings),
+        carry_out(settings, async || Box::pin(pending::restrict_due(settings)).await),
+        carry_out(settings, async || Box::pin(pending::export_due(settings)).await),
+        care(settings)
+    );
 }
 
 fn ticks(settings: &Settings) -> Interval {
@@ -40,11 +45,11 @@ async fn erase(settings: &Settings) {
     }
 }
 
-async fn carry_out(settings: &Settings) {
+async fn carry_out(settings: &Settings, due: impl AsyncFn() -> Result<Carried, PrivacyError>) {
     let (mut ticks, mut stopped) = (ticks(settings), Stopped::default());
     loop {
         ticks.tick().await;
-        match Box::pin(pending::carry_out(settings)).await {
+        match due().await {
             Ok(Carried { restricted, exported, waiting, failed }) => {
                 if restricted > 0 || exported > 0 {
                     tracing::info!(restricted, exported, "requests of services were carried out");

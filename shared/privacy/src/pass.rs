@@ -39,14 +39,15 @@ pub async fn run_once(
     run: Uuid,
     now: DateTime<Utc>,
 ) -> Result<(Passed, Carried), PrivacyError> {
-    let (passed, carried, cared) = tokio::join!(
+    // On the heap: the compiler computes the layout of all that one future awaits in itself.
+    let (passed, restricted, exported, cared) = tokio::join!(
         erase_due(settings),
-        // On the heap: the compiler computes the layout of all that one future awaits in itself.
-        Box::pin(pending::carry_out(settings)),
+        Box::pin(pending::restrict_due(settings)),
+        Box::pin(pending::export_due(settings)),
         aftercare::run_if_due(settings, run, now)
     );
     cared?;
-    Ok((passed?, carried?))
+    Ok((passed?, restricted?.with(exported?)))
 }
 
 /// What became of an erasure.
@@ -85,7 +86,11 @@ pub async fn erase_due(settings: &Settings) -> Result<Passed, PrivacyError> {
         }
         match timeout(settings.privacy.every(), working.next()).await {
             Ok(Some((stores, id, outcome))) => {
-                free.push(stores);
+                match outcome {
+                    Outcome::Done | Outcome::Waits => free.push(stores),
+                    // One of its connections may be lost.
+                    Outcome::Failed => drop(stores),
+                }
                 outcomes.insert(id, outcome);
             }
             Ok(None) => break,
@@ -115,11 +120,14 @@ async fn take(
     };
     // Each for itself: what one has taken must not be taken by another one of this process.
     let claimed = request::claim(&mut stores.database, Uuid::now_v7(), None).await;
-    if let Ok(Some(claimed)) = claimed {
-        return Ok(Some((stores, claimed)));
+    match claimed {
+        Ok(Some(claimed)) => Ok(Some((stores, claimed))),
+        Ok(None) => {
+            free.push(stores);
+            Ok(None)
+        }
+        Err(error) => Err(error),
     }
-    free.push(stores);
-    claimed.map(|_| None)
 }
 
 /// Goes on with a request.

@@ -32,6 +32,17 @@ pub struct Carried {
     pub failed: u64,
 }
 
+impl Carried {
+    pub(crate) fn with(self, other: Self) -> Self {
+        Self {
+            restricted: self.restricted + other.restricted,
+            exported: self.exported + other.exported,
+            waiting: self.waiting + other.waiting,
+            failed: self.failed + other.failed,
+        }
+    }
+}
+
 /// The most restrictions that one pass takes.
 const MAX_RESTRICTIONS: usize = 1_000;
 /// The most exports, one after the other: the next pass comes after them, and with it the requests that came meanwhile.
@@ -99,18 +110,28 @@ enum Outcome {
     Never(String),
 }
 
-/// Carries out what is pending.
+/// Restricts whom services have requested to restrict.
 ///
 /// # Errors
 /// [`PrivacyError`] if the main database cannot be used. A request that fails is no error.
-pub async fn carry_out(settings: &Settings) -> Result<Carried, PrivacyError> {
+pub async fn restrict_due(settings: &Settings) -> Result<Carried, PrivacyError> {
+    carry_out(settings, Kind::Restrict, MAX_RESTRICTIONS).await
+}
+
+/// Exports what services have requested to export.
+///
+/// # Errors
+/// [`PrivacyError`] if the main database cannot be used. A request that fails is no error.
+pub async fn export_due(settings: &Settings) -> Result<Carried, PrivacyError> {
+    carry_out(settings, Kind::Access, MAX_EXPORTS).await
+}
+
+async fn carry_out(settings: &Settings, kind: Kind, most: usize) -> Result<Carried, PrivacyError> {
     let mut carried = Carried::default();
     let mut database = stores::operator(&settings.postgres.url).await?;
-    for (kind, most) in [(Kind::Restrict, MAX_RESTRICTIONS), (Kind::Access, MAX_EXPORTS)] {
-        for _ in 0..most {
-            let Some(row) = claim(&mut database, kind).await? else { break };
-            one(settings, &mut database, kind, row, &mut carried).await?;
-        }
+    for _ in 0..most {
+        let Some(row) = claim(&mut database, kind).await? else { break };
+        one(settings, &mut database, kind, row, &mut carried).await?;
     }
     Ok(carried)
 }
@@ -138,7 +159,12 @@ async fn one(
         }
         Ok(Outcome::Waits(reason)) => {
             carried.waiting += 1;
-            put_back(database, place, &reason, 60.0).await?;
+            let most = match kind {
+                Kind::Restrict => 60.0,
+                // Such as for a setting.
+                Kind::Access => 3_600.0,
+            };
+            put_back(database, place, &reason, most).await?;
         }
         Ok(Outcome::Never(reason)) => {
             carried.failed += 1;
@@ -224,7 +250,7 @@ struct Claimed {
     run: Uuid,
 }
 
-/// Takes the request of a type that is due first. An export that is complete and was not given back may lack parts: its process was killed before it
+/// Takes the request of a type that is due first, and before those that were tried. An export that is complete and was not given back may lack parts: its process was killed before it
 /// gave them their names.
 async fn claim(database: &mut Connection, kind: Kind) -> Result<Option<Claimed>, PrivacyError> {
     const CLAIM: &str = "
@@ -234,7 +260,7 @@ async fn claim(database: &mut Connection, kind: Kind) -> Result<Option<Claimed>,
                 AND (o.retry_at IS NULL OR o.retry_at <= now())
                 AND (o.request_status = 'pending' OR o.request_status = 'in_progress' AND (o.claimed_by IS NOT NULL OR o.retry_at IS NOT NULL)
                     OR o.request_status = 'completed' AND o.request_type = 'access' AND o.claimed_by IS NOT NULL)
-            ORDER BY o.due_at, o.id LIMIT 1 FOR UPDATE SKIP LOCKED)
+            ORDER BY o.retry_at IS NOT NULL, coalesce(o.retry_at, o.due_at), o.id LIMIT 1 FOR UPDATE SKIP LOCKED)
         RETURNING r.id, r.user_id, r.service, r.reason, r.details";
     let run = Uuid::now_v7();
     let query = diesel::sql_query(CLAIM).bind::<SqlUuid, _>(run).bind::<Text, _>(kind.as_str());

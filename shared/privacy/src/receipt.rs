@@ -27,13 +27,14 @@ const OUT_OF_REACH: [&str; 2] = [
     "logs of messages, copies and stores outside of memfleet",
 ];
 /// What is left for a while, or without a name.
-const REMAINS: [&str; 10] = [
+const REMAINS: [&str; 11] = [
     "the files of PostgreSQL keep deleted rows until their pages are written anew (VACUUM FULL), and its log until it is recycled",
     "the samples of PostgreSQL's planner have values of deleted rows until the next ANALYZE",
     "the files of the vector store keep deleted vectors, without text, under a pseudonym until it optimizes its segments and cuts off its log",
     "backups of the databases: after a restore, `memfleet privacy reapply` erases again; without the data keys, their encrypted fields do not open",
     "the logs of replicated streams of NATS, until their next snapshot",
     "earlier versions of archives, if the bucket keeps versions",
+    "exports of the person, encrypted, in the folder privacy.export_folder and wherever an operator wrote them",
     "files of archive runs that were killed, until `memfleet archive clean`",
     "logs of the processes, which have ids of users and requests, and no content",
     "the memory of running processes, until it is used for something else; data keys until keys.cache_s later and the next request that needs a key",

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use crate::error::PrivacyError;
 use crate::request::MAX_REASON;
 
-/// Rejects a pending rectification, restriction or export that no process works on. Of a rectification, the request keeps the names of the columns, and
+/// Rejects a pending rectification, restriction or export that no process works on, also an export whose process was killed. Of a rectification, the request keeps the names of the columns, and
 /// no value.
 ///
 /// # Errors
@@ -23,7 +23,8 @@ pub async fn reject(db: &mut Connection, request: Uuid, reason: &str) -> Result<
                 THEN jsonb_build_object('corrections', (SELECT jsonb_agg(CASE jsonb_typeof(c) WHEN 'object' THEN c - 'value' - 'was' ELSE '{}' END)
                     FROM jsonb_array_elements(r.details -> 'corrections') AS c))
                 WHEN r.request_type = 'rectify' THEN '{}' ELSE r.details END
-        WHERE r.id = $1 AND r.request_type IN ('rectify', 'restrict', 'access') AND r.request_status = 'pending'
+        WHERE r.id = $1 AND r.request_type IN ('rectify', 'restrict', 'access')
+            AND (r.request_status = 'pending' OR r.request_type = 'access' AND r.request_status = 'in_progress' AND r.claimed_until < now())
             AND (r.claimed_until IS NULL OR r.claimed_until < now())";
     if reason.trim().is_empty() || reason.chars().count() > MAX_REASON {
         return Err(PrivacyError::Refused(format!("the reason has 1 to {MAX_REASON} characters")));

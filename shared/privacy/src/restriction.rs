@@ -270,7 +270,7 @@ pub async fn complete(
         UPDATE public.privacy_requests p SET request_status = 'completed', completed_at = now(), updated_at = now(), claimed_by = NULL,
             claimed_until = NULL, retry_at = NULL, last_error = NULL
         FROM public.privacy_requests waited WHERE waited.user_id = $1 AND waited.id = $2 AND p.user_id = $1 AND p.requested_at <= waited.requested_at
-            AND p.request_type = 'restrict' AND p.request_status = 'in_progress'";
+            AND waited.request_status = 'in_progress' AND p.request_type = 'restrict' AND p.request_status = 'in_progress'";
     let is_open = diesel::sql_query(IS_OPEN).bind::<Integer, _>(user.get()).bind::<SqlUuid, _>(request);
     let Open { is_open } = is_open.get_result(db).await?;
     if !is_open {
@@ -301,7 +301,7 @@ pub async fn lift(db: &mut Connection, user: UserId, asked: &Asked) -> Result<Li
     // It was in force, but nobody has waited for what ran before.
     const INCOMPLETE: &str = "
         UPDATE public.privacy_requests SET request_status = 'rejected', completed_at = now(), updated_at = now(),
-            last_error = 'lifted before the transactions that ran when it came had ended'
+            last_error = 'lifted before the transactions that ran when it came had ended', claimed_by = NULL, claimed_until = NULL, retry_at = NULL
         WHERE user_id = $1 AND request_type = 'restrict' AND request_status = 'in_progress'";
     check_reason(asked)?;
     let id = Uuid::now_v7();

@@ -31,6 +31,11 @@ pub(super) async fn begin(connection: &mut Connection) -> Result<(), Fault> {
     Ok(connection.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?)
 }
 
+/// Fails if the transaction is over.
+pub(super) async fn is_open(connection: &mut Connection) -> Result<(), Fault> {
+    Ok(connection.batch_execute("SAVEPOINT is_open").await?)
+}
+
 /// A row as an object, in the order of the names of its columns.
 type Row = BTreeMap<String, Box<RawValue>>;
 

@@ -10,6 +10,7 @@ use data_encoding::BASE64;
 use serde_json::{Map, Value, json};
 
 use super::database::to_line;
+use super::plan::CREDENTIAL;
 use super::sink::Sink;
 use crate::error::PrivacyError;
 use crate::streams::{self, Read};
@@ -42,6 +43,7 @@ pub(super) async fn export(
         sink.end()?;
         let token = "a service token, which is a secret of the service";
         sink.leave_out(NATS, name, Some(header::AUTHORIZATION), token);
+        sink.leave_out(NATS, name, Some("bodies of user.put and second-factor.put"), CREDENTIAL);
     }
     Ok(())
 }
@@ -53,7 +55,12 @@ fn value(sequence: u64, message: &Message) -> Value {
         "stored_at": stored_at(message),
         "headers": message.headers.as_ref().map(headers).unwrap_or_default(),
     });
+    let dead =
+        message.headers.as_ref().and_then(|all| all.get(header::DEAD_SUBJECT)).map(HeaderValue::as_str);
     let (name, body) = match std::str::from_utf8(&message.payload) {
+        _ if has_credential(&message.subject) || dead.is_some_and(has_credential) => {
+            ("left_out", CREDENTIAL.to_owned())
+        }
         Ok(text) => ("body", text.to_owned()),
         Err(_) => ("body_base64", BASE64.encode(&message.payload)),
     };
@@ -61,6 +68,14 @@ fn value(sequence: u64, message: &Message) -> Value {
         fields.insert(name.to_owned(), body.into());
     }
     value
+}
+
+/// Whether the request of this subject may have what authenticates the person: `user.put` a password hash, `second-factor.put` a secret.
+fn has_credential(subject: &str) -> bool {
+    let mut tokens = subject.split('.');
+    tokens.next() == Some("memory")
+        && tokens.next() == Some("req")
+        && tokens.nth(1).is_some_and(|noun| ["user", "second-factor"].contains(&noun))
 }
 
 fn stored_at(message: &Message) -> Option<String> {
@@ -82,6 +97,17 @@ fn headers(all: &HeaderMap) -> Map<String, Value> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn requests_with_credentials_are_known_by_their_subjects() {
+        for subject in ["memory.req.account.user.put.42", "memory.req.x.second-factor.put.42"] {
+            assert!(has_credential(subject), "{subject}");
+        }
+        for subject in ["memory.req.user.context.put.42", "memory.event.user.put.42", "memory.dead.x.42", ""]
+        {
+            assert!(!has_credential(subject), "{subject}");
+        }
+    }
 
     #[test]
     fn a_token_is_left_out_however_its_header_is_written() {

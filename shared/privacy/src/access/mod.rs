@@ -120,7 +120,11 @@ pub(crate) async fn carry_out(
 ) -> Result<Export, PrivacyError> {
     // Its session has the lock of the person, which goes with it.
     let mut stores = Stores::open(settings).await?;
-    request::begin(&mut stores.database, new.user, request, by).await?;
+    if let Err(refused) = request::begin(&mut stores.database, new.user, request, by).await {
+        // What an earlier try has left would stay once the person is erased.
+        part::delete_left(&new.folder, &[request]);
+        return Err(refused);
+    }
     part::delete_all(&new.folder, request);
     run(settings, &mut stores, new, request).await
 }
@@ -149,6 +153,8 @@ async fn run(
         rows: index.rows(),
         unreadable: index.unreadable_fields,
     };
+    // If it ended meanwhile, an erasure has not waited for this export.
+    database::is_open(&mut snapshot).await?;
     request::complete(&mut stores.database, new, &export, &index).await?;
     crash::reach_export("completed");
     written.name()?;

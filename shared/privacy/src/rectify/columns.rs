@@ -197,7 +197,7 @@ impl Holds {
     }
 
     /// The value of the column, from the parameter `$4`, which is JSON.
-    pub(super) fn from_json(self) -> &'static str {
+    pub(super) fn of_json(self) -> &'static str {
         match self {
             Self::Text(..) | Self::TextOrNothing(..) => "($4::jsonb #>> '{}')",
             Self::NumberOrNothing(..) => "($4::jsonb #>> '{}')::integer",

@@ -127,7 +127,7 @@ pub async fn carry_out(db: &mut Connection, request: Uuid) -> Result<Rectified, 
             Ok::<_, PrivacyError>((user, corrected))
         })
         .await?;
-    let elsewhere = elsewhere(db, user, &corrected).await?;
+    let elsewhere = elsewhere_if_known(db, user, &corrected).await;
     Ok(Rectified { request, user, corrected, elsewhere })
 }
 
@@ -156,7 +156,7 @@ pub async fn rectify(db: &mut Connection, new: &NewRectification) -> Result<Rect
             Ok::<_, PrivacyError>(corrected)
         })
         .await?;
-    let elsewhere = elsewhere(db, user, &corrected).await?;
+    let elsewhere = elsewhere_if_known(db, user, &corrected).await;
     Ok(Rectified { request, user, corrected, elsewhere })
 }
 
@@ -305,7 +305,7 @@ impl<'a> Change<'a> {
 
     /// Writes the value. What a service has published before does not bring the old one back: the row counts as written now.
     async fn write(&self, db: &mut Connection, user: UserId, request: Uuid) -> Result<(), PrivacyError> {
-        let (table, column, value) = (self.table.name, self.column.name, self.column.holds.from_json());
+        let (table, column, value) = (self.table.name, self.column.name, self.column.holds.of_json());
         let write = format!(
             "UPDATE public.{table} t SET {column} = {value}, updated_at = greatest(t.updated_at, now()), request_id = $3 WHERE {}",
             self.condition()
@@ -402,6 +402,17 @@ async fn complete(
         _ => Err(PrivacyError::Refused(format!(
             "the rectification {request} was changed at the same time; try again"
         ))),
+    }
+}
+
+/// The same after the rectification is committed, which a failure does not undo.
+async fn elsewhere_if_known(db: &mut Connection, user: UserId, corrected: &[Corrected]) -> Elsewhere {
+    match elsewhere(db, user, corrected).await {
+        Ok(elsewhere) => elsewhere,
+        Err(error) => {
+            tracing::warn!(%error, "rectified; it cannot be told where else the old values are");
+            Elsewhere::default()
+        }
     }
 }
 

@@ -26,8 +26,8 @@ pub(super) struct ForgetArgs {
     /// All archives whose manifest is missing, instead: not those that were changed.
     #[arg(long, conflicts_with = "archives")]
     missing: bool,
-    /// With --missing: also if every archive is missing.
-    #[arg(long, requires = "missing")]
+    /// Also archives that were changed; with --missing, also if every archive is missing.
+    #[arg(long)]
     yes: bool,
     /// Only print which.
     #[arg(long)]
@@ -65,7 +65,11 @@ pub(super) async fn execute(args: &ForgetArgs, settings: &Settings) -> anyhow::R
             unknown.retain(|id| *id != archive.id);
             match problem(args, &target, &keys, &archive).await {
                 Some(ArchiveError::Missing(_)) => forgotten.push(archive),
-                Some(ArchiveError::Changed { .. }) if !args.missing => forgotten.push(archive),
+                Some(ArchiveError::Changed { .. }) if !args.missing && args.yes => forgotten.push(archive),
+                Some(error @ ArchiveError::Changed { .. }) if !args.missing => bail!(
+                    "{error}: the archive {} may be intact, if archive.public_keys_file lacks a key; nothing was changed. If its rows are lost, add --yes",
+                    archive.id
+                ),
                 None | Some(ArchiveError::Changed { .. }) if args.missing => is_any_there = true,
                 None | Some(ArchiveError::Changed { .. }) => bail!(
                     "the archive {} is at the target as it was written ({}); nothing was changed",
