@@ -462,3 +462,37 @@ async fn a_request_for_an_unknown_person_is_filed_when_the_person_is_known() {
     .await;
     worker.stop().await.expect("a clean end");
 }
+
+/// As after a kill: it would be made again, and kill its process again.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_export_that_no_process_works_on_any_more_can_be_rejected() {
+    let fixture = two_users().await;
+    let (_, id) = ask_for_export(&fixture).await;
+    let taken = async |until: &str| {
+        let taken = "UPDATE privacy_requests SET request_status = 'in_progress', claimed_by = gen_random_uuid(), claimed_until = now()";
+        fixture.execute(&format!("{taken} {until}")).await;
+    };
+    let reject = ["reject", &id, "--reason", "it never ends"];
+    taken("+ interval '1 minute'").await;
+    let said = refused(&fixture, &reject).await;
+    assert!(said.contains("a process works on it"), "{said}");
+    taken("- interval '1 second'").await;
+    let rejected = privacy(&fixture, &reject).await;
+    assert!(rejected.is_success(), "{}", rejected.all());
+    assert_eq!(requests(&fixture).await, ["access rejected test a letter"]);
+}
+
+/// What cannot be carried out keeps no new request waiting.
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_that_were_tried_come_after_new_ones() {
+    let fixture = two_users().await;
+    let (holder, tried) = ask_for_export(&fixture).await;
+    let filed = outcome(&fixture, asks("access", json!({ "recipient": holder.public }))).await;
+    let new = filed.event_id.expect("an event").to_string();
+    let was_tried =
+        format!("UPDATE privacy_requests SET retry_at = now() - interval '1 second' WHERE id = '{tried}'");
+    fixture.execute(&was_tried).await;
+    // Without a folder, each is looked at and put back.
+    assert!(privacy(&fixture, &["run"]).await.is_success());
+    assert_eq!(fixture.lines("id FROM privacy_requests ORDER BY updated_at").await, [new, tried]);
+}
